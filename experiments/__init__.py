@@ -1,0 +1,1 @@
+"""Command-line experiments; run them as ``python -m experiments.NAME``."""
