@@ -44,7 +44,7 @@ def parse(config_class: type[Config], argv: Sequence[str], doc: str) -> Config:
         UsageError: naming the first flag that is wrong.
     """
     values = flags.FlagValues()
-    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         _define(field, _type(config_class, field.name), values)
     try:

@@ -59,26 +59,37 @@ def _finite(content: Any) -> Any:
     return content
 
 
+def warn(text: str) -> None:
+    """Shows a warning of several lines on stderr, whatever the terminal's log level."""
+    print(f"\n{text}\n", file=sys.stderr, flush=True)
+
+
+def check_workdir(workdir: str) -> Path:
+    """Makes the folder and checks that a run can be written into it.
+
+    Raises:
+        UsageError: if it cannot be written, or holds a run already.
+    """
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(
+            f"--workdir must be a folder that can be written; got {workdir!r} ({reason})"
+        ) from None
+    if (path / "config.json").exists():
+        raise UsageError(f"--workdir={workdir} holds a run already; name another, or move it away")
+    return path
+
+
 class Run:
     """A run's folder: ``config.json`` at the start, a line of ``metrics.jsonl`` a step of logging, ``summary.json``."""
 
     def __init__(self, config: Any, experiment: str):
-        """Makes the folder ``config.workdir`` and writes ``config.json``.
-
-        Raises:
-            UsageError: if the folder cannot be written, or holds a run already.
-        """
-        self.workdir = Path(config.workdir)
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.workdir).close()
-        except OSError as error:
-            reason = error.strerror or error
-            raise UsageError(
-                f"--workdir must be a folder that can be written; got {config.workdir!r} ({reason})"
-            ) from None
-        if (self.workdir / "config.json").exists():
-            raise UsageError(f"--workdir={config.workdir} holds a run already; name another, or move it away")
+        """Makes the folder ``config.workdir`` (:func:`check_workdir`) and writes ``config.json``."""
+        self.workdir = check_workdir(config.workdir)
         device = jax.devices()[0]
         packages = ("jax", "jaxlib", "flax", "optax", "numpy")
         versions = {name: importlib.metadata.version(name) for name in packages}
@@ -88,7 +99,11 @@ class Run:
                 "experiment": experiment,
                 "flags": dataclasses.asdict(config),
                 "versions": {"python": platform.python_version(), **versions},
-                "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+                "device": {
+                    "platform": device.platform,
+                    "kind": device.device_kind,
+                    "count": jax.device_count(),
+                },
             },
         )
         print(f"writing to {self.workdir}", flush=True)

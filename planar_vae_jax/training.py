@@ -45,8 +45,12 @@ def train_step(
     (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, step_key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    info = StepInfo(value, optax.global_norm(gradient), aux)
+    info = StepInfo(value, _norm(gradient), aux)
     return TrainState(params, opt_state, state.step + 1), info
+
+
+def _norm(tree: Any) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def run_steps(

@@ -1,0 +1,42 @@
+"""From grey pixels to what a Bernoulli decoder models; drawn on the device."""
+
+import jax
+import jax.numpy as jnp
+
+BINARIZATIONS = ("dynamic", "static", "threshold", "none")
+
+
+def bernoulli_pixels(key: jax.Array, pixels: jax.Array) -> jax.Array:
+    """Draws each pixel as 1 with probability ``pixel / 255``.
+
+    Sixteen random bits against the threshold ``257 pixel``, which is ``65535 pixel / 255``: the probability is off by
+    less than 1e-5, and 0 and 255 are certain.
+
+    Args:
+        pixels: uint8, any shape.
+
+    Returns:
+        float32 zeros and ones of the same shape.
+    """
+    wide = pixels.astype(jnp.uint32)
+    threshold = wide * 257 + (wide >> 7)  # 0 .. 65536
+    bits = jax.random.bits(key, pixels.shape, jnp.uint16).astype(jnp.uint32)
+    return (bits < threshold).astype(jnp.float32)
+
+
+def binarize(key: jax.Array, pixels: jax.Array, binarization: str) -> jax.Array:
+    """What the model is given for grey ``pixels`` (uint8, any shape), as float32 in [0, 1].
+
+    ``dynamic`` and ``static`` draw Bernoulli(pixel / 255): they differ in whether the caller draws anew at
+    every visit or once. ``threshold`` is ``pixel >= 128``; ``none`` is ``pixel / 255``.
+
+    Raises:
+        ValueError: for an unknown binarization.
+    """
+    if binarization in ("dynamic", "static"):
+        return bernoulli_pixels(key, pixels)
+    if binarization == "threshold":
+        return (pixels >= 128).astype(jnp.float32)
+    if binarization == "none":
+        return pixels.astype(jnp.float32) / 255.0
+    raise ValueError(f"binarization must be one of {', '.join(BINARIZATIONS)}; got {binarization!r}")

@@ -1,0 +1,186 @@
+"""The MNIST experiment from its command line, on a few tiny images."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import mnist
+from experiments.flags import UsageError
+from planar_vae_jax.data import DataError
+
+FILES = {
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "reconstructions.png",
+    "loss.png",
+    "samples.png",
+    "classes.png",
+}
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """90 training and 30 test images of three classes, 5 x 4 pixels: bars that a tiny VAE can learn."""
+    generator = np.random.default_rng(0)
+
+    def split(size):
+        labels = np.arange(size) % 3
+        x = generator.integers(0, 60, (size, 5, 4), dtype=np.uint8)
+        for one, label in zip(x, labels, strict=True):
+            one[:, label] = 255
+        return x, labels.astype(np.uint8)
+
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    (x_train, y_train), (x_test, y_test) = split(90), split(30)
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+def arguments(images, workdir, *flags):
+    tiny = ["--epochs=2", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2"]
+    return [*tiny, f"--dataset={images}", f"--workdir={workdir}", *flags]
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def numbers(tree):
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in numbers(value)]
+    return [tree] if isinstance(tree, float) else []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--flows=0",),
+        ("--amortized",),
+        ("--objective=reconstruction",),
+        ("--binarization=static", "--h=softsign", "--kl_warmup=1"),
+        ("--binarization=threshold", "--energy_annealing=2"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_writes_every_file_with_finite_figures(images, tmp_path, flags):
+    mnist.main(arguments(images, tmp_path, *flags))
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    found = summary(tmp_path)
+    for key in ("dataset", "source", "binarization", "flows", "epochs", "seed", "objective", "seconds"):
+        assert found[key] is not None
+    assert found["dataset"] == "bars"
+    assert set(found["per_class"]) == {"0", "1", "2"}
+    assert {"free_energy", "nll", "reconstruction", "kl", "squared_error"} <= set(found["test"])
+    assert np.all(np.isfinite(numbers(found)))
+    by_class = np.mean([row["free_energy"] for row in found["per_class"].values()])  # 10 images each
+    assert by_class == pytest.approx(found["test"]["free_energy"], rel=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["train_loss"] == found["train"]["final_loss"]
+    for name in FILES - {"config.json", "metrics.jsonl", "summary.json"}:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_lowers_the_loss_and_learns_the_images(images, tmp_path):
+    mnist.main(
+        arguments(images, tmp_path, "--epochs=80", "--learning_rate=0.01", "--hidden=16", "--nll_samples=256")
+    )
+    found = summary(tmp_path)
+    assert found["train"]["final_loss"] < 0.8 * found["train"]["first_loss"]
+    assert found["test"]["nll"] < found["test"]["free_energy"]
+    # Twenty independent pixels at their mean: what a decoder that ignores z cannot beat.
+    with np.load(images) as arrays:
+        mean = arrays["x_train"].mean(0) / 255.0
+    entropy = -(mean * np.log(mean) + (1 - mean) * np.log(1 - mean)).sum()
+    assert found["test"]["nll"] < entropy - 0.5
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(images, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        mnist.main(arguments(images, tmp_path / name, f"--seed={seed}"))
+    a, b, c = ({**summary(tmp_path / name), "seconds": 0, "seconds_per_epoch": 0} for name in "abc")
+    assert a == b
+    assert a["test"] != c["test"]
+
+
+def test_chosen_classes_alone_are_trained_and_tested(images, tmp_path):
+    mnist.main(arguments(images, tmp_path, "--classes=0,2"))
+    found = summary(tmp_path)
+    assert set(found["per_class"]) == {"0", "2"}
+    assert (found["train_images"], found["test_images"]) == (60, 20)
+
+
+def test_images_without_labels_run_without_a_table_by_class(images, tmp_path):
+    unlabelled = tmp_path / "plain.npz"
+    with np.load(images) as arrays:
+        np.savez(unlabelled, x_train=arrays["x_train"], x_test=arrays["x_test"])
+    mnist.main(arguments(unlabelled, tmp_path / "run"))
+    assert summary(tmp_path / "run")["per_class"] == {}
+    assert not (tmp_path / "run" / "classes.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--flows=-1", ["--flows", "at least 0", "-1"]),
+        ("--flows=2.5", ["flows", "2.5"]),
+        ("--epochs=0", ["--epochs", "at least 1", "0"]),
+        ("--seed=-1", ["--seed", "at least 0", "-1"]),
+        ("--batch_size=1000", ["--batch_size", "at most the 90", "1000"]),
+        ("--learning_rate=0", ["--learning_rate", "greater than 0", "0.0"]),
+        ("--learning_rate=nan", ["--learning_rate", "finite", "nan"]),
+        ("--h=relu", ["--h", "tanh", "'relu'"]),
+        ("--objective=vae", ["--objective", "elbo", "'vae'"]),
+        ("--binarization=coin", ["--binarization", "dynamic", "'coin'"]),
+        ("--dataset=cifar", ["cifar"]),
+        ("--dataset=missing.npz", ["missing.npz"]),
+        ("--classes=3,x", ["--classes", "whole numbers", "3,x"]),
+        ("--classes=7", ["7"]),
+        ("--flos=3", ["flos", "flows"]),
+        ("--objective=reconstruction --kl_warmup=2", ["--kl_warmup", "reconstruction"]),
+        ("--flows=0 --amortized", ["--amortized", "--flows=0"]),
+        ("stray", ["stray"]),
+        ("--workdir=/dev/null/run", ["--workdir", "/dev/null/run"]),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line_that_names_them(images, tmp_path, flag, words):
+    with pytest.raises((UsageError, DataError)) as caught:
+        mnist.main(arguments(images, tmp_path / "run", *flag.split()))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(images, tmp_path):
+    mnist.main(arguments(images, tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="holds a run already"):
+        mnist.main(arguments(images, tmp_path))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_from_the_shell_a_mistake_is_one_line_and_a_status_without_traceback(images, tmp_path):
+    command = [sys.executable, "-m", "experiments.mnist"]
+    wrong = subprocess.run(
+        [*command, *arguments(images, tmp_path, "--epochs=0")], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip().splitlines() == ["error: --epochs must be at least 1; got 0"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "--flows" in shown.stdout
+    assert "planar layers" in shown.stdout
