@@ -78,7 +78,7 @@ def check(config: Any) -> None:
             _check_one(field, one)
 
 
-def _check_one(field: dataclasses.Field, value: Any) -> None:
+def _check_one(field: dataclasses.Field[Any], value: Any) -> None:
     at_least, above, at_most, choices = (
         field.metadata[key] for key in ("at_least", "above", "at_most", "choices")
     )
@@ -105,7 +105,7 @@ def _type(config_class: type, name: str) -> Any:
     return typing.get_origin(annotation) or annotation
 
 
-def _define(field: dataclasses.Field, kind: Any, values: flags.FlagValues) -> None:
+def _define(field: dataclasses.Field[Any], kind: Any, values: flags.FlagValues) -> None:
     define: dict[Any, Callable[..., Any]] = {
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -113,13 +113,14 @@ def _define(field: dataclasses.Field, kind: Any, values: flags.FlagValues) -> No
         bool: flags.DEFINE_bool,
     }
     if kind is tuple:  # a comma-separated list of whole numbers
-        default = None if field.default is None else ",".join(map(str, field.default))
+        items: Any = field.default
+        default = None if items is None else ",".join(map(str, items))
         flags.DEFINE_list(field.name, default, field.metadata["help"], flag_values=values)
     else:
         define[kind](field.name, field.default, field.metadata["help"], flag_values=values)
 
 
-def _value(field: dataclasses.Field, values: flags.FlagValues) -> Any:
+def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:
     value = values[field.name].value
     if not isinstance(value, list):
         return value

@@ -26,6 +26,9 @@ from planar_vae_jax.flows import NONLINEARITIES
 from planar_vae_jax.models import VAE, functional
 
 
+Array = jax.Array | np.ndarray
+
+
 @dataclass(frozen=True)
 class Config:
     """Flags of ``experiments.mnist``."""
@@ -61,12 +64,12 @@ class Config:
 class Evaluation(NamedTuple):
     """Test figures of each image, ``[N]`` each; nats but for the last two."""
 
-    free_energy: np.ndarray
-    nll: np.ndarray
-    reconstruction: np.ndarray
-    kl: np.ndarray
-    squared_error: np.ndarray
-    effective_sample_size: np.ndarray
+    free_energy: Array
+    nll: Array
+    reconstruction: Array
+    kl: Array
+    squared_error: Array
+    effective_sample_size: Array
 
 
 class Model(NamedTuple):
@@ -112,9 +115,10 @@ def prepare(config: Config) -> tuple[Config, Dataset]:
 
     Returns the config with its defaults filled in.
     """
+    workdir = config.workdir or f"runs/mnist-flows={config.flows}-seed={config.seed}"
     config = dataclasses.replace(
         config,
-        workdir=config.workdir or f"runs/mnist-flows={config.flows}-seed={config.seed}",
+        workdir=workdir,
         binarization=config.binarization or ("dynamic" if config.objective == "elbo" else "none"),
     )
     if config.amortized and config.flows == 0:
@@ -123,7 +127,7 @@ def prepare(config: Config) -> tuple[Config, Dataset]:
         if getattr(config, name) and config.objective != "elbo":
             raise UsageError(f"--{name} anneals the elbo; got --objective={config.objective}")
     check_dataset_name(config.dataset)
-    check_workdir(config.workdir)
+    check_workdir(workdir)
     data = load_dataset(config.dataset, config.data_dir, warn=warn)
     if config.classes is not None:
         data = select_classes(data, config.classes)
@@ -305,8 +309,7 @@ def summarize(
             for name, values in evaluation._asdict().items()
         }
 
-    labels = data.y_test
-    classes = [] if labels is None else np.unique(labels)
+    labels = np.zeros(0) if data.y_test is None else data.y_test
     return {
         "dataset": data.name,
         "source": data.source,
@@ -324,7 +327,7 @@ def summarize(
         "test": means(),
         "per_class": {
             str(label): {"images": int(np.sum(labels == label)), **means(labels == label)}
-            for label in classes
+            for label in np.unique(labels)
         },
     }
 

@@ -147,9 +147,7 @@ def select_classes(dataset: Dataset, classes: Iterable[int]) -> Dataset:
             raise DataError(f"classes {_list(wanted)}: {dataset.name} has no labels y_{split}")
         there = np.unique(y).tolist()
         if absent := [c for c in wanted if c not in there]:
-            raise DataError(
-                f"classes: {dataset.name} has no {_list(absent)} in y_{split}, only {_list(there)}"
-            )
+            raise DataError(f"classes: {dataset.name} has no {_list(absent)} in y_{split}, only {_list(there)}")
         keep = np.isin(y, wanted)
         kept[f"x_{split}"], kept[f"y_{split}"] = x[keep], y[keep]
     return dataset._replace(**kept)

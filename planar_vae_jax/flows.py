@@ -20,18 +20,17 @@ there is nothing to cancel, no ``abs`` and no epsilon.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity
+from planar_vae_jax.recursion import PRECISION, preactivations
+
 # c in m = softplus(w.u + c); chosen so that m = 1 where w.u = 0.
 SHIFT = math.log(math.e - 1.0)
-
-# TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.
-_PRECISION = lax.Precision.HIGHEST
 
 
 class Planar(NamedTuple):
@@ -40,54 +39,6 @@ class Planar(NamedTuple):
     u: jax.Array  # [K, D], unconstrained
     w: jax.Array  # [K, D]
     b: jax.Array  # [K]
-
-
-class Nonlinearity(NamedTuple):
-    """An odd, strictly increasing ``h`` with ``h'(0) = 1``, ``0 < h' <= 1`` and ``h`` concave above 0."""
-
-    value: Callable[[jax.Array], jax.Array]  # a -> h(a)
-    slopes: Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # a -> (h'(a), 1 - h'(a))
-    remainder: Callable[[jax.Array], jax.Array]  # a -> a - h(a), to full relative accuracy
-    # y -> an upper bound of the a >= 0 with a - h(a) = y >= 0, tight to a factor where y is small.
-    remainder_inverse: Callable[[jax.Array], jax.Array]
-
-
-def _tanh_slopes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # 1 - tanh(a)^2 has lost every digit by |a| = 9 in float32; 4 e / (1 + e)^2 keeps them all.
-    e = jnp.exp(-2.0 * jnp.abs(a))
-    return 4.0 * e / jnp.square(1.0 + e), jnp.square(jnp.tanh(a))
-
-
-def _tanh_remainder(a: jax.Array) -> jax.Array:
-    # Lambert's continued fraction tanh(a) = a / (1 + q), q = a^2 / (3 + a^2 / (5 + ...)): all terms are
-    # positive, so a - tanh(a) = a q / (1 + q) does not cancel. Eight levels are exact below |a| = 1.
-    small = jnp.abs(a) < 1.0
-    square = jnp.square(jnp.where(small, a, 0.0))
-    q = jnp.zeros_like(a)
-    for odd in range(17, 1, -2):
-        q = square / (odd + q)
-    return jnp.where(small, a * q / (1.0 + q), a - jnp.tanh(a))
-
-
-def _tanh_remainder_inverse(y: jax.Array) -> jax.Array:
-    # tanh(a) <= a (15 + a^2) / (15 + 6 a^2), hence a - tanh(a) >= 5 a^3 / 21 for 0 <= a <= 1.
-    return jnp.where(y < 5.0 / 21.0, jnp.cbrt(4.2 * y), y + 1.0)
-
-
-def _softsign_slopes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = jnp.abs(a) / (1.0 + jnp.abs(a))
-    return jnp.square(1.0 / (1.0 + jnp.abs(a))), y * (2.0 - y)
-
-
-NONLINEARITIES = {
-    "tanh": Nonlinearity(jnp.tanh, _tanh_slopes, _tanh_remainder, _tanh_remainder_inverse),
-    "softsign": Nonlinearity(  # a / (1 + |a|)
-        value=lambda a: a / (1.0 + jnp.abs(a)),
-        slopes=_softsign_slopes,
-        remainder=lambda a: a * (jnp.abs(a) / (1.0 + jnp.abs(a))),
-        remainder_inverse=lambda y: jnp.minimum(y + jnp.sqrt(y), y + 1.0),
-    ),
-}
 
 
 def _nonlinearity(h: str) -> Nonlinearity:
@@ -105,12 +56,13 @@ class _Layers(NamedTuple):
     u_hat: jax.Array  # [K, D]
     w: jax.Array  # [K, D]
     b: jax.Array  # [K]
+    w_u_hat: jax.Array  # [K], > -1
     m: jax.Array  # [K], 1 + w.u_hat > 0 (0 where it underflows)
     log_m: jax.Array  # [K], finite also where m underflows
 
 
-def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Constrained ``u_hat`` of one layer, with ``m = 1 + w.u_hat`` and its logarithm.
+def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Constrained ``u_hat`` of one layer, with ``w.u_hat``, ``m = 1 + w.u_hat`` and ``log m``.
 
     With ``p = w.u``: ``m = softplus(p + c)`` and ``u_hat = u + (m - 1 - p) w / |w|^2``
     (Rezende & Mohamed 2015, appendix A.1, with the shift ``c``).
@@ -120,13 +72,13 @@ def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
         w: ``[D]``.
 
     Returns:
-        ``(u_hat [D], m [], log_m [])``. ``|u_hat| <= |u| (1 + 1/e)`` near ``w = 0``.
+        ``(u_hat [D], w.u_hat [], m [], log m [])``. ``|u_hat| <= |u| (1 + 1/e)`` near ``w = 0``.
 
     At ``w = 0`` the correction has no limit (it depends on the direction). There, which is to say where
     ``max |w|`` is at most ``tiny / eps`` of the dtype (1e-31 in float32), ``u_hat = u``, and the
     gradient is the identity in ``u`` and zero in ``w``.
     """
-    p = jnp.dot(w, u, precision=_PRECISION)
+    p = jnp.dot(w, u, precision=PRECISION)
     # m - 1 = log1p((1 - 1/e) expm1(p)) = p + log1p(expm1(-p) / e). Each form is used on the side where
     # its exponential cannot overflow; near p = 0 both keep their relative accuracy and give 0 at 0,
     # which softplus(p + c) - 1 - p does not (and it is divided by |w|).
@@ -135,6 +87,7 @@ def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     below = jnp.where(positive, 0.0, p)
     gap = jnp.log1p(jnp.expm1(-above) / math.e)
     w_u_hat_below = jnp.log1p((1.0 - 1.0 / math.e) * jnp.expm1(below))
+    w_u_hat = jnp.where(positive, above + gap, w_u_hat_below)
     correction = jnp.where(positive, gap, w_u_hat_below - below)  # m - 1 - p
 
     scaled = (math.e - 1.0) * jnp.exp(below)  # exp(p + c)
@@ -152,22 +105,43 @@ def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     direction = w / scale
     norm2 = jnp.where(nonzero, jnp.sum(jnp.square(direction)), 1.0)
     u_hat = u + jnp.where(nonzero, correction / scale, 0.0) * direction / norm2
-    return u_hat, m, log_m
+    return u_hat, w_u_hat, m, log_m
 
 
 def _prepare(params: Planar) -> _Layers:
-    u_hat, m, log_m = jax.vmap(constrain)(params.u, params.w)
-    return _Layers(u_hat, params.w, params.b, m, log_m)
+    u_hat, w_u_hat, m, log_m = jax.vmap(constrain)(params.u, params.w)
+    return _Layers(u_hat, params.w, params.b, w_u_hat, m, log_m)
 
 
-def _log_slope(nonlinearity: Nonlinearity, a: jax.Array, m: jax.Array, log_m: jax.Array) -> jax.Array:
-    """``log(1 + h'(a) (m - 1))`` as ``log((1 - h') + h' m)``, elementwise."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _log_slope(
+    nonlinearity: Nonlinearity, a: jax.Array, w_u_hat: jax.Array, m: jax.Array, log_m: jax.Array
+) -> jax.Array:
+    """``log v`` with ``v = 1 + h'(a) w.u_hat``, elementwise; ``w_u_hat = m - 1``."""
+    return _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m)[0]
+
+
+def _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m):
     slope, complement = nonlinearity.slopes(a)
-    # The divisor is 1 but for rounding; with it, m = 1 gives exactly 0.
-    value = (complement + slope * m) / (complement + slope)
-    # Both terms underflow only on the hyperplane a = 0 itself with m < tiny; there h' = 1.
-    degenerate = value <= jnp.finfo(value.dtype).tiny
-    return jnp.where(degenerate, log_m, jnp.log(jnp.where(degenerate, 1.0, value)))
+    # Where v may be small: two non-negative terms, nothing to cancel. Elsewhere: relative accuracy near
+    # the identity, and 0 for it exactly.
+    small = m < 0.5
+    v = jnp.where(small, complement + slope * m, 1.0 + slope * w_u_hat)
+    # Both terms underflow only on the hyperplane a = 0 itself, with m < tiny; there h' = 1.
+    degenerate = v <= jnp.finfo(v.dtype).tiny
+    v = jnp.where(degenerate, 1.0, v)
+    log_v = jnp.where(small, jnp.where(degenerate, log_m, jnp.log(v)), jnp.log1p(slope * w_u_hat))
+    return log_v, degenerate, 1.0 / v, slope
+
+
+@_log_slope.defjvp
+def _log_slope_jvp(nonlinearity, primals, tangents):
+    # dv = h'' (m - 1) da + h' dm. Autodiff would take the terms of v apart, at twice the cost. Where the result is
+    # log_m it moves with log_m; the other derivatives, at a point of measure zero, are set to 0.
+    (a, w_u_hat, m, log_m), (a_dot, w_u_hat_dot, _, log_m_dot) = primals, tangents
+    log_v, degenerate, inverse, slope = _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m)
+    v_dot = nonlinearity.curvature(a) * w_u_hat * a_dot + slope * w_u_hat_dot
+    return log_v, jnp.where(degenerate, log_m_dot, inverse * v_dot)
 
 
 def init_planar(
@@ -247,7 +221,7 @@ def planar_flow(
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, or None; got {method!r}")
     layers = _prepare(params)
     zK, a = _METHODS[method](layers, z0, nonlinearity)
-    log_det = jnp.sum(_log_slope(nonlinearity, a, layers.m, layers.log_m))
+    log_det = jnp.sum(_log_slope(nonlinearity, a, layers.w_u_hat, layers.m, layers.log_m))
     return zK, log_det
 
 
@@ -260,7 +234,7 @@ def _scan(layers: _Layers, z0: jax.Array, nonlinearity: Nonlinearity) -> tuple[j
     """K layers one after the other. Returns ``(zK [D], a [K])``."""
 
     def layer(z: jax.Array, one: _Layers) -> tuple[jax.Array, jax.Array]:
-        a = jnp.dot(one.w, z, precision=_PRECISION) + one.b
+        a = jnp.dot(one.w, z, precision=PRECISION) + one.b
         return z + nonlinearity.value(a) * one.u_hat, a
 
     return lax.scan(layer, z0, layers)
@@ -273,24 +247,16 @@ def _gram(layers: _Layers, z0: jax.Array, nonlinearity: Nonlinearity) -> tuple[j
     """
     if layers.b.size == 0:  # no layers; JAX refuses a[k] there
         return jnp.asarray(z0), layers.b
-    gram = jnp.tril(jnp.dot(layers.w, layers.u_hat.T, precision=_PRECISION), -1)
-    a0 = jnp.dot(layers.w, z0, precision=_PRECISION) + layers.b
-
-    def layer(a: jax.Array, k_column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        k, column = k_column
-        a_k = a[k]
-        return a + nonlinearity.value(a_k) * column, a_k
-
-    _, a = lax.scan(layer, a0, (jnp.arange(len(a0)), gram.T))
-    return z0 + jnp.dot(nonlinearity.value(a), layers.u_hat, precision=_PRECISION), a
+    gram = jnp.dot(layers.w, layers.u_hat.T, precision=PRECISION)
+    a0 = jnp.dot(layers.w, z0, precision=PRECISION) + layers.b
+    a = preactivations(nonlinearity, a0, gram)
+    return z0 + jnp.dot(nonlinearity.value(a), layers.u_hat, precision=PRECISION), a
 
 
 _METHODS = {"scan": _scan, "gram": _gram}
 
 
-def inverse_planar_flow(
-    params: Planar, zK: jax.Array, *, h: str = "tanh"
-) -> tuple[jax.Array, jax.Array]:
+def inverse_planar_flow(params: Planar, zK: jax.Array, *, h: str = "tanh") -> tuple[jax.Array, jax.Array]:
     """Sends one event backwards through K planar layers; the exact inverse of :func:`planar_flow`.
 
     From the last layer to the first: with ``y = w.z_k + b``, solve ``a + (m - 1) h(a) = y`` for the scalar ``a``
@@ -317,12 +283,12 @@ def inverse_planar_flow(
     layers = _prepare(params)
 
     def layer(z: jax.Array, one: _Layers) -> tuple[jax.Array, jax.Array]:
-        y = jnp.dot(one.w, z, precision=_PRECISION) + one.b
+        y = jnp.dot(one.w, z, precision=PRECISION) + one.b
         a = _solve_preactivation(nonlinearity, y, one.m)
         return z - nonlinearity.value(a) * one.u_hat, a
 
     z0, a = lax.scan(layer, zK, layers, reverse=True)
-    return z0, -jnp.sum(_log_slope(nonlinearity, a, layers.m, layers.log_m))
+    return z0, -jnp.sum(_log_slope(nonlinearity, a, layers.w_u_hat, layers.m, layers.log_m))
 
 
 # Measured over m in [1e-300, 1e6] and |y| in [1e-300, 1e6]: see tests/test_flows.py, which counts them.
@@ -381,5 +347,5 @@ def _newton(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) -> tuple[jax
         return progress & (iteration < _MAX_ITERATIONS)
 
     start = jnp.where(grows, low, high)
-    a, _, iterations = lax.while_loop(unfinished, step, (start, jnp.isfinite(start), 0))
+    a, _, iterations = lax.while_loop(unfinished, step, (start, jnp.isfinite(start), jnp.zeros((), jnp.int32)))
     return jnp.copysign(a, y), iterations

@@ -25,9 +25,7 @@ class Posterior(NamedTuple):
 class Encoder(nnx.Module):
     """Two linear layers with a ReLU between: ``x [P]`` to mean, log-std and, if amortised, the flow."""
 
-    def __init__(
-        self, pixels: int, hidden: int, latent: int, flow_length: int, amortized: bool, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, pixels: int, hidden: int, latent: int, flow_length: int, amortized: bool, *, rngs: nnx.Rngs):
         self.latent = latent
         self.flow_length = flow_length
         self.amortized = amortized
@@ -37,13 +35,14 @@ class Encoder(nnx.Module):
         layers = init_planar(rngs.flow(), flow_length, latent)
         if amortized:
             # The parameters start near a flow shared by all examples, the biases; small weights move them.
+            shared = jnp.concatenate([leaf.ravel() for leaf in layers])
             self.flow = nnx.Linear(
                 hidden,
-                flow_length * (2 * latent + 1),
+                shared.size,
                 kernel_init=nnx.initializers.normal(0.01 / hidden**0.5),
+                bias_init=lambda key, shape, dtype: shared.astype(dtype),
                 rngs=rngs,
             )
-            self.flow.bias[...] = jnp.concatenate([leaf.ravel() for leaf in layers])
         else:
             self.u, self.w, self.b = map(nnx.Param, layers)
 

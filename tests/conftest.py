@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-# No silent promotion: a float64 constant inside a float32 flow, or a [D] broadcast against [K, D], is an error.
+# No silent promotion: a float64 constant in a float32 flow, or [D] broadcast against [K, D], is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Off: it looks at every intermediate, also at the branch that a `where` discards, and it recompiles without jit.
-# The tests look at results and gradients instead.
+# Off: it looks at every intermediate, also in the branch that a `where` discards, and it runs op by op
+# without jit. The tests look at results and gradients instead.
 jax.config.update("jax_debug_nans", False)
 
 hypothesis.settings.register_profile(
@@ -58,8 +58,8 @@ def dtype(request):
         yield request.param
 
 
-# --- The truth that the numerics are tested against: the papers' formulas as they stand, in 250 decimal digits.
-# --- Decimal and not numpy's longdouble, which is a plain double on some machines.
+# --- The truth that the numerics are tested against: the papers' formulas as they stand, in 250 decimal
+# --- digits. Decimal and not numpy's longdouble, which is a plain double on some machines.
 
 DIGITS = 250
 

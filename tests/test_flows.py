@@ -62,20 +62,16 @@ def compiled_jacobian(h: str, method: str):
     return jax.jit(jax.jacfwd(functools.partial(planar_flow, h=h, method=method), argnums=1))
 
 
-def pullback(params: Planar, z0, *, h: str, method: str | None):
-    """Gradients of ``sum_i c_i zK_i + 1.5 log_det``, which sees every output."""
-
-    def objective(params, z0):
-        zK, log_det = planar_flow(params, z0, h=h, method=method)
-        weights = jnp.cos(jnp.arange(zK.size)).astype(zK.dtype)
-        return jnp.dot(weights, zK) + 1.5 * log_det
-
-    return jax.grad(objective, argnums=(0, 1))(params, z0)
+def objective(params: Planar, z0, *, h: str, method: str | None):
+    """``sum_i cos(i) zK_i + 1.5 log_det``: its gradients see every output."""
+    zK, log_det = planar_flow(params, z0, h=h, method=method)
+    weights = np.cos(np.arange(zK.size)).astype(zK.dtype)
+    return jnp.dot(weights, zK) + 1.5 * log_det
 
 
 @functools.cache
 def compiled_pullback(h: str, method: str | None):
-    return jax.jit(functools.partial(pullback, h=h, method=method))
+    return jax.jit(jax.grad(functools.partial(objective, h=h, method=method), argnums=(0, 1)))
 
 
 @exactly
@@ -86,12 +82,12 @@ def exact_values(params: Planar, z0, h: str):
 
 @exactly
 def exact_pullback(params: Planar, z0, h: str):
-    """The gradients of :func:`pullback` from differences over 1e-40, exact to 1e-40 themselves."""
+    """The gradients of :func:`objective` from differences over 1e-40, exact to 1e-40 themselves."""
     leaves = [to_exact(leaf) for leaf in (*params, z0)]
     weights = to_exact(np.cos(np.arange(len(z0))))
     step = Decimal("1e-40")
 
-    def objective():
+    def value():
         zK, log_det = exact_flow(*leaves, h)
         return np.dot(weights, zK) + Decimal("1.5") * log_det
 
@@ -100,9 +96,9 @@ def exact_pullback(params: Planar, z0, h: str):
         for index in np.ndindex(leaf.shape):
             centre = leaf[index]
             leaf[index] = centre + step
-            above = objective()
+            above = value()
             leaf[index] = centre - step
-            gradient[index] = float((above - objective()) / (2 * step))
+            gradient[index] = float((above - value()) / (2 * step))
             leaf[index] = centre
     return Planar(*gradients[:3]), gradients[3]
 
@@ -231,10 +227,10 @@ def test_vmap_equals_stacking(amortized, method, dtype):
 
 
 @each_method
-def test_jit_changes_no_more_than_rounding(method, dtype):
-    params, z0 = draw(Case(2, 3, 1.0, "tanh"), dtype, seed=6)
+def test_jit_changes_no_more_than_rounding(method, x64):
+    params, z0 = draw(Case(2, 3, 1.0, "tanh"), seed=6)
     eager = planar_flow(params, z0, method=method)
-    assert_trees_close(compiled("tanh", method)(params, z0), eager, tolerance=8 * np.finfo(dtype).eps)
+    assert_trees_close(compiled("tanh", method)(params, z0), eager, tolerance=1e-15)
 
 
 def entries(*shape):
@@ -292,7 +288,7 @@ def test_w_dot_u_hat_is_m_minus_1_and_only_the_component_along_w_moves(norm, dty
     u = rng.normal(size=w.shape)
     u += (np.linspace(-200, 200, 401) - np.sum(u * w, axis=1))[:, None] * w / norm**2
     u, w = u.astype(dtype), w.astype(dtype)
-    u_hat, m, _ = map(np.asarray, compiled_constrain()(u, w))
+    u_hat, _, m, _ = map(np.asarray, compiled_constrain()(u, w))
     u64, w64 = u.astype(np.float64), w.astype(np.float64)
     expected = np.logaddexp(0.0, np.sum(u64 * w64, axis=1) + math.log(math.e - 1.0))
     np.testing.assert_array_less(np.abs(m - expected), 8 * rounding_of_dot(u, w) + 1e-13)
@@ -302,9 +298,7 @@ def test_w_dot_u_hat_is_m_minus_1_and_only_the_component_along_w_moves(norm, dty
     assert np.max(np.abs(across) / np.linalg.norm(u64, axis=1)[:, None]) < 8 * np.finfo(dtype).eps
 
 
-P_GRID = np.concatenate(
-    [np.linspace(-200, 200, 401), *(sign * np.logspace(-30, 1, 125) for sign in (1, -1)), [0.0]]
-)
+P_GRID = np.concatenate([np.linspace(-200, 200, 401), *(sign * np.logspace(-30, 1, 125) for sign in (1, -1)), [0.0]])
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +315,7 @@ def exact_constraint():
 
 def test_u_hat_m_and_log_m_are_exact_to_a_few_ulps_for_w_dot_u_within_200(dtype, exact_constraint):
     p = P_GRID.astype(dtype)[:, None]
-    u_hat, m, log_m = map(np.asarray, compiled_constrain()(p, np.ones_like(p)))
+    u_hat, _, m, log_m = map(np.asarray, compiled_constrain()(p, np.ones_like(p)))
     exact_u_hat, exact_m_, exact_log_m = exact_constraint[dtype]
     eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).tiny
     np.testing.assert_allclose(m, exact_m_, rtol=8 * eps, atol=tiny)
@@ -334,7 +328,7 @@ def test_derivatives_of_m_and_log_m_are_those_of_softplus_for_w_dot_u_within_200
     p = P_GRID.astype(dtype)
     one = np.ones(1, dtype)
     derivative = jax.jit(jax.vmap(jax.jacfwd(lambda p: flows.constrain(p[None], one))))
-    u_hat_dot, m_dot, log_m_dot = map(np.asarray, derivative(p))
+    u_hat_dot, _, m_dot, log_m_dot = map(np.asarray, derivative(p))
     p64 = p.astype(np.float64)
     x = p64 + math.log(math.e - 1.0)
     sigmoid = np.exp(-np.logaddexp(0.0, -x))
@@ -353,12 +347,10 @@ def test_u_hat_does_not_depend_on_the_scale_of_a_small_w(dtype):
     scales = (10.0**exponents).astype(dtype)
     assert scales[-1] < (1e-29 if dtype == np.float32 else 1e-290)
     w = scales[:, None] * direction
-    u_hat, _, _ = compiled_constrain()(np.broadcast_to(u, w.shape), w)
+    u_hat, *_ = compiled_constrain()(np.broadcast_to(u, w.shape), w)
     u64, d64 = u.astype(np.float64), direction.astype(np.float64)
     limit = u64 - np.dot(d64, u64) * d64 / (math.e * np.dot(d64, d64))
-    np.testing.assert_allclose(
-        u_hat, np.broadcast_to(limit, w.shape), rtol=1e-11 if dtype == np.float64 else 1e-6
-    )
+    np.testing.assert_allclose(u_hat, np.broadcast_to(limit, w.shape), rtol=1e-11 if dtype == np.float64 else 1e-6)
     # Hence the derivative in w grows as 1/|w|: times |w| it does not depend on the scale either.
     jacobian = jax.jit(jax.vmap(jax.jacrev(lambda w: flows.constrain(u, w)[0])))(w)
     scaled = np.asarray(jacobian) * scales[:, None, None]
@@ -371,7 +363,7 @@ def test_u_hat_does_not_depend_on_the_scale_of_a_small_w(dtype):
 
 def test_at_w_0_u_hat_is_u_with_the_identity_for_its_gradient(dtype):
     u, w = np.array([0.7, -1.9, 0.4], dtype), np.zeros(3, dtype)
-    u_hat, m, log_m = compiled_constrain()(u[None], w[None])
+    u_hat, _, m, log_m = compiled_constrain()(u[None], w[None])
     np.testing.assert_array_equal(u_hat[0], u)
     assert (m, log_m) == (1.0, 0.0)
     in_u, in_w = jax.jit(jax.jacrev(lambda u, w: flows.constrain(u, w)[0], argnums=(0, 1)))(u, w)
@@ -436,7 +428,7 @@ def test_nonlinearity_keeps_its_promises(h, x64):
     slope, complement = map(np.asarray, nonlinearity.slopes(a))
     autodiff = jax.jit(jax.vmap(jax.grad(nonlinearity.value)))(a)
     np.testing.assert_allclose(slope, autodiff, rtol=1e-13, atol=1e-14)  # autodiff's 1 - tanh^2 cancels
-    np.testing.assert_allclose(slope + complement, 1.0, rtol=1e-15)
+    np.testing.assert_allclose(slope + complement, 1.0, rtol=4e-15)
     assert np.all(slope > 0)
     assert np.all(complement >= 0)
     np.testing.assert_array_equal(nonlinearity.value(-a), -nonlinearity.value(a))
@@ -522,13 +514,13 @@ def test_values_and_gradients_are_finite_at_the_edges(h, method, dtype):
     params, z0 = degenerate(dtype)
     assert len(z0) > 500
 
-    def everything(params, z0):
-        return planar_flow(params, z0, h=h, method=method), pullback(params, z0, h=h, method=method)
-
-    for leaf in jax.tree.leaves(jax.jit(jax.vmap(everything))(params, z0)):
-        finite = np.isfinite(leaf).reshape(len(z0), -1).all(axis=1)
-        bad = np.flatnonzero(~finite)[:1]
-        assert finite.all(), (jax.tree.map(lambda x: x[bad], params), z0[bad])
+    function = functools.partial(objective, h=h, method=method)
+    both = jax.jit(jax.vmap(jax.value_and_grad(function, argnums=(0, 1))))
+    finite = np.ones(len(z0), bool)
+    for leaf in jax.tree.leaves(both(params, z0)):
+        finite &= np.isfinite(leaf).reshape(len(z0), -1).all(axis=1)
+    bad = np.flatnonzero(~finite)
+    assert not bad.size, (jax.tree.map(lambda x: x[bad[0]], params), z0[bad[0]])
 
 
 # --- The public functions
@@ -565,7 +557,7 @@ def test_parameters_of_the_wrong_shape_are_refused_and_their_shapes_named(change
         planar_flow(params, jnp.zeros(2))
 
 
-@pytest.mark.parametrize("shape", [(1, 784), (5, 8), (2, 9), (80, 40), (80, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 784), (80, 8), (2, 9)], ids=str)
 def test_without_a_method_the_documented_one_is_taken(shape):
     flow_length, dim = shape
     params, z0 = init_planar(jax.random.key(0), flow_length, dim), jnp.zeros(dim)
@@ -579,17 +571,15 @@ def test_without_a_method_the_documented_one_is_taken(shape):
 def test_reverse_mode_of_the_gram_form_keeps_no_copy_of_z_for_every_layer():
     params, z0 = init_planar(jax.random.key(0), flow_length=32, dim=784), jnp.zeros((64, 784))
 
-    def temporary_bytes(method):
-        def loss(params):
-            flow = functools.partial(planar_flow, method=method)
-            zK, log_det = jax.vmap(flow, in_axes=(None, 0))(params, z0)
-            return jnp.sum(jnp.square(zK)) - jnp.sum(log_det)
+    def kept(method):
+        flow = jax.vmap(functools.partial(planar_flow, method=method), in_axes=(None, 0))
+        # The pullback is a pytree, and its leaves are what reverse mode keeps.
+        pullback = jax.eval_shape(lambda *args: jax.vjp(flow, *args)[1], params, z0)
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
-        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
-
-    copies = 4 * 32 * 64 * 784  # bytes of z after every layer
-    assert temporary_bytes("scan") > copies
-    assert temporary_bytes("gram") < copies / 4
+    copies = 32 * 64 * 784  # z after every layer
+    assert kept("scan") > copies
+    assert kept("gram") < copies / 4
 
 
 # --- init_planar
