@@ -22,11 +22,23 @@ from planar_vae_jax.data import DataError
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs ``main(argv)``; a user's mistake becomes one line on stderr and exit status 2."""
+    keep_compiled_programs()
     try:
         main(sys.argv[1:])
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def keep_compiled_programs() -> None:
+    """Turns on JAX's persistent compilation cache, so that a second start compiles nothing.
+
+    In the user's cache folder, unless ``JAX_COMPILATION_CACHE_DIR`` names one (empty: no cache).
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "planar_vae_jax" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @contextmanager

@@ -138,9 +138,11 @@ def _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m):
 def _log_slope_jvp(nonlinearity, primals, tangents):
     # dv = h'' (m - 1) da + h' dm. Autodiff would take the terms of v apart, at twice the cost. Where the result is
     # log_m it moves with log_m; the other derivatives, at a point of measure zero, are set to 0.
-    (a, w_u_hat, m, log_m), (a_dot, w_u_hat_dot, _, log_m_dot) = primals, tangents
+    (a, w_u_hat, m, log_m), (a_dot, w_u_hat_dot, m_dot, log_m_dot) = primals, tangents
+    # m_dot = w_u_hat_dot, but autodiff's derivative of expm1, expm1 + 1, has no digits left where m is small.
+    m_dot = jnp.where(m < 0.5, m_dot, w_u_hat_dot)
     log_v, degenerate, inverse, slope = _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m)
-    v_dot = nonlinearity.curvature(a) * w_u_hat * a_dot + slope * w_u_hat_dot
+    v_dot = nonlinearity.curvature(a) * w_u_hat * a_dot + slope * m_dot
     return log_v, jnp.where(degenerate, log_m_dot, inverse * v_dot)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 
@@ -88,3 +89,87 @@ def class_losses(losses: dict[str, float], *, title: str, label: str) -> Figure:
     axes.margins(x=0.12)
     axes.invert_yaxis()
     return figure
+
+
+def density_fit(
+    target: np.ndarray,
+    base: np.ndarray,
+    samples: np.ndarray,
+    density: np.ndarray,
+    *,
+    extent: float,
+    title: str,
+) -> Figure:
+    """Target, base samples, the same samples transformed, and the transformed density (figure 2).
+
+    Both densities have one colour scale, the target's. A sample's colour is the direction in which it lay in
+    the base, so that it can be found again among the transformed ones.
+
+    Args:
+        target: ``[N, N]``, a normalised density on ``[-extent, extent]^2``; rows are z2, upwards.
+        base: ``[S, 2]``.
+        samples: ``[S, 2]``, the transformed ``base``.
+        density: as ``target``.
+    """
+    figure = Figure(figsize=(16, 4.2), layout="constrained", dpi=120)
+    figure.suptitle(title)
+    panels = figure.subplots(1, 4)
+    top = float(np.max(target))
+    for axes, values, label in ((panels[0], target, "target density"), (panels[3], density, "flow's density")):
+        picture = _density(axes, values, extent, top)
+        axes.set_title(label)
+    clipped = "max" if np.max(density) > top else "neither"
+    bar = figure.colorbar(picture, ax=panels[3], extend=clipped, shrink=0.8)
+    bar.set_label("density (both panels)")
+    centre = np.mean(base, axis=0)
+    angle = np.arctan2(base[:, 1] - centre[1], base[:, 0] - centre[0])
+    for axes, points, label in ((panels[1], base, "base samples"), (panels[2], samples, "transformed samples")):
+        axes.scatter(*points.T, c=angle, cmap="hsv", vmin=-np.pi, vmax=np.pi, s=2, linewidths=0)
+        outside = np.mean(np.max(np.abs(points), axis=1) > extent)
+        axes.set_title(f"{label} ({outside:.1%} outside)" if outside else label)
+        _square(axes, extent)
+    return figure
+
+
+def layer_densities(densities: dict[int, np.ndarray], *, extent: float, title: str) -> Figure:
+    """Densities after the first k layers, k -> ``[N, N]`` as in :func:`density_fit`; a colour scale each."""
+    figure = Figure(figsize=(3.1 * max(2, len(densities)), 3.5), layout="constrained", dpi=120)
+    figure.suptitle(title)
+    for axes, (k, values) in zip(figure.subplots(1, len(densities), squeeze=False)[0], densities.items(), strict=True):
+        top = float(np.max(values))
+        _density(axes, values, extent, top)
+        axes.set_title(f"k = {k} (0 to {top:.2g})")
+    return figure
+
+
+def kl_curve(kl: np.ndarray, *, title: str) -> Figure:
+    """KL of every step ``[T]`` in nats: as it is, and its moving average on a logarithmic axis."""
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
+    figure.suptitle(title)
+    steps = np.arange(1, len(kl) + 1)
+    window = max(1, len(kl) // 50)
+    average = np.convolve(kl, np.full(window, 1.0 / window), mode="valid")
+    left, right = figure.subplots(1, 2)
+    left.plot(steps, kl, linewidth=0.8)
+    left.set(ylabel="KL estimate (nats)", title="every step")
+    # An estimate near 0 is below 0 half of the time; it has no place on a logarithmic axis.
+    right.plot(steps[window - 1 :], np.where(average > 0.0, average, np.nan), linewidth=1.2)
+    right.set(ylabel="KL estimate (nats)", title=f"mean of {window} steps" if window > 1 else "every step")
+    if np.any(average > 0.0):
+        right.set_yscale("log")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _density(axes: Axes, values: np.ndarray, extent: float, top: float) -> AxesImage:
+    picture = axes.imshow(
+        values, origin="lower", extent=(-extent, extent, -extent, extent), vmin=0.0, vmax=top, cmap="viridis"
+    )
+    _square(axes, extent)
+    return picture
+
+
+def _square(axes: Axes, extent: float) -> None:
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")

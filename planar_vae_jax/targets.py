@@ -10,7 +10,7 @@ import numpy as np
 
 from planar_vae_jax.distributions import normal_mixture_log_prob
 
-EXTENT = 4.0  # every target is plotted on [-EXTENT, EXTENT]^2
+EXTENT = 4.0  # half the side of the square in which U1 to U4 are plotted
 TAPER = 0.5  # standard deviation of the Gaussian shoulders of U2 to U4 beyond |z_1| = EXTENT
 
 
@@ -20,6 +20,7 @@ class Target(NamedTuple):
     name: str
     log_density: Callable[[jax.Array], jax.Array]  # z [2] -> []
     log_z: float  # log of its integral over the plane, in nats
+    extent: float  # it is plotted on [-extent, extent]^2
 
 
 def _wave(z: jax.Array) -> jax.Array:  # w_1 of the paper's table
@@ -92,8 +93,10 @@ def get_target(name: str, *, scale: float = 1.0) -> Target:
         if not (scale > 0.0 and math.isfinite(scale)):
             raise ValueError(f"scale must be a positive number; got {scale!r}")
         means = jnp.array([[-1.5, -1.5], [1.5, 1.5]])
-        return Target(name, lambda z: normal_mixture_log_prob(z, means.astype(z.dtype), scale), 0.0)
+        extent = max(EXTENT, 1.5 + 2.5 * scale)
+        return Target(name, lambda z: normal_mixture_log_prob(z, means.astype(z.dtype), scale), 0.0, extent)
     if name not in _ENERGIES:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {name!r}")
     log_density = _ENERGIES[name]
-    return Target(name, log_density, log_integral(log_density, extent=8.0, points=1024))
+    log_z = log_integral(log_density, extent=8.0, points=1024)
+    return Target(name, log_density, log_z, EXTENT)

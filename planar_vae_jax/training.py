@@ -83,7 +83,7 @@ def run_epoch(
     order = jax.random.permutation(order_key, size)[: steps * batch_size].reshape(steps, batch_size)
 
     def batch_loss(params: Params, indices: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        return loss(params, jax.tree.map(lambda leaf: leaf[indices], data), key)
+        return loss(params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], data), key)
 
     return run_steps(batch_loss, optimizer, state, order, key)
 

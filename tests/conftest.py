@@ -3,6 +3,7 @@
 import contextlib
 import decimal
 import os
+import tempfile
 from decimal import Decimal
 
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
@@ -12,6 +13,18 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+
+from planar_vae_jax import Planar
+
+# Every test that runs an experiment compiles the same few programs: once a session is enough. In the
+# environment too, for experiments that run in a process of their own.
+_cache = tempfile.TemporaryDirectory(prefix="planar_vae_jax-tests-")
+for _name, _value in {
+    "jax_compilation_cache_dir": _cache.name,
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+}.items():
+    os.environ[_name.upper()] = str(_value)
+    jax.config.update(_name, _value)
 
 # No silent promotion: a float64 constant in a float32 flow, or [D] broadcast against [K, D], is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -119,3 +132,26 @@ def exact_flow(u, w, b, z, h):
         z = z + u_hat * value(a)
         log_det += abs(1 + slope(a) * np.dot(w_k, u_hat)).ln()
     return z, log_det
+
+
+# --- Random flows
+
+
+def draw(dim, flow_length, *, scale=1.0, seed=0, dtype=np.float64):
+    """Parameters with ``w.u`` of order ``scale^2``, of both signs, and an event."""
+    rng = np.random.default_rng([seed, dim, flow_length])
+    size, shape = scale / dim**0.25, (flow_length, dim)
+    u, w = (size * rng.normal(size=shape) for _ in "uw")
+    params = Planar(u.astype(dtype), w.astype(dtype), rng.normal(size=flow_length).astype(dtype))
+    return params, rng.normal(size=dim).astype(dtype)
+
+
+def stack(trees):
+    """Trees of the same shapes as one with a leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def assert_trees_close(actual, desired, *, tolerance):
+    """Each leaf to ``tolerance`` of its own largest entry (or of 1, if that is smaller)."""
+    for a, d in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
+        np.testing.assert_allclose(a, d, rtol=0, atol=tolerance * max(1.0, np.max(np.abs(d), initial=0.0)))

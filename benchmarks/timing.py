@@ -1,0 +1,81 @@
+"""Timing that is fair between contestants: taken in turns, in one process, and reported with its spread."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Worker threads of the last contestant (OpenMP's spin for milliseconds) have gone to sleep by then.
+SETTLE_SECONDS = 0.005
+
+
+def _nothing() -> None:
+    pass
+
+
+class Contestant(NamedTuple):
+    """Something to be timed."""
+
+    run: Callable[[], Any]  # one unit of work, finished when it returns
+    prepare: Callable[[], None] = _nothing  # before each turn, untimed: for example the number of threads
+
+
+class Spread(NamedTuple):
+    """Seconds a call: median and quartiles over all calls."""
+
+    median: float
+    lower: float
+    upper: float
+    calls: int
+
+
+def spread(seconds: list[float], scale: float = 1.0) -> Spread:
+    """Median and quartiles of ``seconds``, each multiplied by ``scale``."""
+    if not seconds:
+        raise ValueError("seconds must hold at least one time; got none")
+    lower, median, upper = (float(q) * scale for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
+    return Spread(median, lower, upper, len(seconds))
+
+
+def interleave(
+    contestants: Mapping[str, Contestant],
+    *,
+    seconds: float,
+    rounds: int,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Times all contestants in turns, so that a slow spell of the machine meets all of them.
+
+    In each round every contestant has one turn, in an order that is reversed from round to round. A turn is one call
+    that is not timed (caches and threads are the last contestant's), then timed calls until ``seconds / rounds`` are
+    over: one at least, so a slow contestant takes longer than ``seconds``.
+
+    Args:
+        contestants: name -> contestant, compiled already.
+        seconds: timed seconds for each contestant, over all rounds.
+        rounds: turns of each contestant.
+        warm_up: whether a turn begins with a call that is not timed.
+        clock: seconds, monotonic.
+
+    Returns:
+        name -> seconds of each timed call.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
+    for _ in range(rounds):
+        for name in order:
+            contestant = contestants[name]
+            contestant.prepare()
+            time.sleep(SETTLE_SECONDS)
+            if warm_up:
+                contestant.run()
+            turn = 0.0
+            while not turn or turn < seconds / rounds:
+                start = clock()
+                contestant.run()
+                times[name].append(clock() - start)
+                turn += times[name][-1]
+        order.reverse()
+    return times
