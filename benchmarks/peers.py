@@ -2,31 +2,39 @@
 
 The packages constrain ``u`` differently (``p = w.u``; all of them ``u_hat = u + (m - 1 - p) w / |w|^2``):
 
-    ours         m = softplus(p + log(e - 1))
+    ours         m = softplus(p + log(e - 1)), also in our PyTorch layers
     normflows    m = log(1 + exp(p))
     Pyro         m = softplus(p)
     FlowJAX      m = log(1 + softplus(p)), a softplus of a softplus
 
-Each ``m`` runs through all of (0, inf), so for our ``u`` there is one ``u`` of theirs with the same ``u_hat``, and with it
-the same map and log-determinant: :func:`peer_u`. Gradients with respect to their ``u`` are pulled back to ours by
-the derivative of that change of parameters. Equal work is checked, then timed.
+Each ``m`` runs through all of (0, inf), so for our ``u`` there is one ``u`` of theirs with the same ``u_hat``, and with
+it the same map and log-determinant: :func:`peer_u`. Gradients by their ``u`` are pulled back to ours by the derivative
+of that change of parameters. Equal work is checked, then timed.
 """
 
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.torch_models import (
+    Unavailable,
+    compose,
+    import_module,
+    planar_layers,
+    planar_stack,
+    synchronize,
+    torch_device,
+)
 from planar_vae_jax.flows import SHIFT, Planar, planar_flow
 
-
-class Unavailable(Exception):
-    """A contestant that cannot take part; the message says why."""
+# Of the largest value, of each result. Float32 with K = 128 layers gives 1e-5.
+TOLERANCE = 1e-4
 
 
 class Problem(NamedTuple):
@@ -66,13 +74,12 @@ class Peer(NamedTuple):
     """One contestant, built for one problem."""
 
     run: Callable[[], Any]  # one value and gradient, finished when it returns
-    result: Callable[[Any], Result]  # what ``run`` returned, as numpy arrays and gradients by our parameters
+    # What ``run`` returned, with gradients by our parameters; None if it computes no flow.
+    result: Callable[[Any], Result] | None
     torch: Any = None  # the module, if its number of threads matters
 
 
-def draw_problem(
-    rng: np.random.Generator, *, batch_size: int, dim: int, flow_length: int, amortized: bool
-) -> Problem:
+def draw_problem(rng: np.random.Generator, *, batch_size: int, dim: int, flow_length: int, amortized: bool) -> Problem:
     """``|w|`` between 1/2 and 3/2: where it is 0, other packages divide 0 by 0."""
     lead = (batch_size, flow_length) if amortized else (flow_length,)
     w = rng.standard_normal((*lead, dim))
@@ -85,9 +92,32 @@ def x64() -> contextlib.AbstractContextManager[None]:
     """64-bit types for the time of a check."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # before JAX 0.8
+    return importlib.import_module("jax.experimental").enable_x64()  # before JAX 0.8
 
-    return enable_x64()
+
+def disagreement(result: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float]:
+    """Of each result: the largest error over the largest value."""
+
+    def relative(value: Any, true: Any) -> float:
+        value, true = np.asarray(value, np.float64), np.asarray(true, np.float64)
+        if value.shape != true.shape:
+            raise ValueError(f"a result has shape {value.shape}; ours has {true.shape}")
+        return float(np.max(np.abs(value - true)) / np.max(np.abs(true)))
+
+    return {name: relative(result[name], truth[name]) for name in truth}
+
+
+def require_agreement(result: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float]:
+    """:func:`disagreement`.
+
+    Raises:
+        Unavailable: if it is larger than ``TOLERANCE``.
+    """
+    errors = disagreement(result, truth)
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= TOLERANCE:
+        raise Unavailable(f"its {worst} differs from ours by {errors[worst]:.1e} of the largest value")
+    return errors
 
 
 # --- The change of parameters.
@@ -100,6 +130,7 @@ def log_expm1(m: Any) -> Any:
 
 # m -> p of each package.
 LINKS: dict[str, Callable[[Any], Any]] = {
+    "ours": lambda m: log_expm1(m) - SHIFT,
     "softplus": log_expm1,  # m = softplus(p)
     "softplus of softplus": lambda m: log_expm1(jnp.expm1(m)),  # m = log(1 + softplus(p))
 }
@@ -162,8 +193,8 @@ def ours(problem: Problem, method: str | None) -> Peer:
     flow = jax.vmap(lambda params, z0: planar_flow(params, z0, method=method), in_axes=in_axes)
 
     def result(output: Any) -> Result:
-        (loss, (zK, log_det)), (gradient, z0_bar) = output
-        return Result(loss, zK, log_det, *gradient, z0_bar)
+        (loss, (zK, log_det)), ((u, w, b), z0_bar) = output
+        return Result(loss, zK, log_det, u, w, b, z0_bar)
 
     return _jax_peer(flow, params, jnp.asarray(problem.z0, params.u.dtype), result)
 
@@ -172,16 +203,17 @@ def truth(problem: Problem) -> Result:
     """Ours, layer by layer, in float64."""
     with x64():
         peer = ours(problem, "scan")
-        return Result(*(np.asarray(value) for value in peer.result(peer.run())))
+        assert peer.result is not None
+        return jax.tree.map(np.asarray, peer.result(peer.run()))
 
 
 def flowjax(problem: Problem) -> Peer:
-    """``Scan`` over stacked ``Planar`` layers, which is what ``flowjax.flows.planar_flow`` builds, less its permutations.
+    """``Scan`` over stacked ``Planar`` layers: what ``flowjax.flows.planar_flow`` builds, less its permutations.
 
     Amortised: the documented route, an MLP in each layer, computes more than a flow; so the bijection is batched by
     ``jax.vmap`` over its parameters.
     """
-    bijections, eqx = _import("flowjax.bijections"), _import("equinox")
+    bijections, eqx = import_module("flowjax.bijections"), import_module("equinox")
     keys = jax.random.split(jax.random.key(0), problem.flow_length)
     layers = eqx.filter_vmap(lambda key: bijections.Planar(key, dim=problem.dim))(keys)
     # One array a layer: w, u, bias (flowjax/bijections/planar.py, get_planar).
@@ -226,56 +258,32 @@ def products(problem: Problem) -> Peer:
         z0_bar, w_bar = dot(h_bar, w), dot(h_bar.T, z0)
         return zK, z0_bar, u_bar, w_bar, dot(gram, u), dot(gram.T, w)
 
-    def result(output: Any) -> Result:
-        raise Unavailable("the products alone compute no flow")
-
-    return Peer(lambda: jax.block_until_ready(step(u, w, z0)), result)
+    return Peer(lambda: jax.block_until_ready(step(u, w, z0)), None)
 
 
 # --- PyTorch.
 
 
-def torch_device(torch: Any) -> Any:
-    """JAX's kind of device.
-
-    Raises:
-        Unavailable: if JAX runs on an accelerator that this PyTorch cannot use.
-    """
-    platform = jax.devices()[0].platform
-    if platform == "cpu":
-        return torch.device("cpu")
-    if platform in ("gpu", "cuda", "rocm") and torch.cuda.is_available():
-        return torch.device("cuda")
-    raise Unavailable(f"JAX runs on {platform}, which this PyTorch cannot use")
-
-
-def synchronize(torch: Any, device: Any) -> None:
-    """Waits until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def _torch_peer(
     problem: Problem,
-    link: str | None,
+    link: str,
     build: Callable[[Any, tuple[Any, Any, Any]], tuple[Callable[[Any], tuple[Any, Any]], tuple[Any, Any, Any]]],
 ) -> Peer:
     """A contestant of PyTorch.
 
     Args:
-        link: one of ``LINKS``; None if the parameters are ours.
+        link: one of ``LINKS``.
         build: ``(torch, (u, w, b)) -> (flow, leaves)``: from tensors in the package's own parameters to
             ``flow(z0 [B, D]) -> (zK, log_det)`` and the leaf tensors that gradients are taken by: for each of u, w, b
             either one tensor or a list of K.
     """
-    torch = _import("torch")
+    torch = import_module("torch")
     device = torch_device(torch)
 
     def tensor(array: np.ndarray) -> Any:
         return torch.tensor(array, dtype=torch.float32, device=device)
 
-    u = problem.u if link is None else undone(problem, link)
-    flow, leaves = build(torch, (tensor(u), tensor(problem.w), tensor(problem.b)))
+    flow, leaves = build(torch, (tensor(undone(problem, link)), tensor(problem.w), tensor(problem.b)))
     z0 = tensor(problem.z0)
     flat = [leaf for part in leaves for leaf in (part if isinstance(part, list) else [part])]
 
@@ -298,16 +306,16 @@ def _torch_peer(
                 return part.grad.cpu().numpy()
             return np.stack([leaf.grad.cpu().numpy() for leaf in part], axis).reshape(shape)
 
-        bars = (gradient(part, array.shape) for part, array in zip(leaves, problem[:3], strict=True))
-        raw = Result(loss, zK, log_det, *bars, z0_bar)
-        return raw if link is None else pulled_back(problem, raw, link)
+        u, w, b = (gradient(part, array.shape) for part, array in zip(leaves, problem[:3], strict=True))
+        raw = Result(loss, zK, log_det, u, w, b, z0_bar)
+        return pulled_back(problem, raw, link)
 
     return Peer(run, result, torch)
 
 
 def normflows(problem: Problem) -> Peer:
     """A ``NormalizingFlow`` of K ``Planar`` flows. Its ``Planar`` sums ``w * u`` over a batch too: not amortisable."""
-    nf = _import("normflows")
+    nf = import_module("normflows")
     if problem.amortized:
         raise Unavailable("its Planar holds one set of parameters")
 
@@ -322,10 +330,10 @@ def normflows(problem: Problem) -> Peer:
 
 
 def pyro(problem: Problem) -> Peer:
-    """A ``ComposeTransformModule`` of K ``Planar``, or of K ``ConditionalPlanar`` whose networks return given tensors."""
-    transforms = _import("pyro.distributions.transforms")
-    modules = _import("pyro.distributions.torch_transform")
-    conditional = _import("pyro.distributions.conditional")
+    """A ``ComposeTransformModule`` of K ``Planar``; amortised: ``ConditionalPlanar`` whose network returns tensors."""
+    transforms = import_module("pyro.distributions.transforms")
+    modules = import_module("pyro.distributions.torch_transform")
+    conditional = import_module("pyro.distributions.conditional")
 
     def shared(torch: Any, params: tuple[Any, Any, Any]) -> Any:
         layers = []
@@ -362,73 +370,24 @@ def pyro(problem: Problem) -> Peer:
 
 
 def torch_layer(problem: Problem) -> Peer:
-    """K modules of the form that papers' and tutorials' code has: each constrains its ``u`` and returns ``(z, log_det)``."""
+    """K modules, see :func:`planar_layers`."""
 
     def build(torch: Any, params: tuple[Any, Any, Any]) -> Any:
-        softplus = torch.nn.functional.softplus
-
-        class Layer(torch.nn.Module):
-            def __init__(self, u: Any, w: Any, b: Any) -> None:
-                super().__init__()
-                self.u, self.w, self.b = (torch.nn.Parameter(value.clone()) for value in (u, w, b))
-
-            def forward(self, z: Any) -> Any:
-                p = (self.w * self.u).sum(-1, keepdim=True)  # [1], or [B, 1]
-                m = softplus(p)
-                u_hat = self.u + (m - 1 - p) * self.w / self.w.square().sum(-1, keepdim=True)
-                linear = (z * self.w).sum(-1) if problem.amortized else z @ self.w
-                h = torch.tanh(linear + self.b)
-                log_det = torch.log1p((1 - h.square()) * (m.squeeze(-1) - 1))
-                return z + h[:, None] * u_hat, log_det
-
-        axis = 1 if problem.amortized else 0
-        rows = zip(*(part.unbind(axis) for part in params), strict=True)
-        layers = torch.nn.ModuleList(Layer(*row) for row in rows)
-
-        def flow(z: Any) -> Any:
-            total: Any = 0.0
-            for layer in layers:
-                z, log_det = layer(z)
-                total = total + log_det
-            return z, total
-
+        layers = planar_layers(torch, *params)
+        flow = functools.partial(compose, layers)
         return flow, tuple([getattr(layer, name) for layer in layers] for name in "uwb")
 
-    return _torch_peer(problem, "softplus", build)
+    return _torch_peer(problem, "ours", build)
 
 
 def torch_tuned(problem: Problem) -> Peer:
-    """Eager PyTorch as fast as we could write it: see :func:`planar_stack`."""
+    """Eager PyTorch as fast as we could write it, see :func:`planar_stack`."""
 
     def build(torch: Any, params: tuple[Any, Any, Any]) -> Any:
-        leaves = tuple(part.clone().requires_grad_() for part in params)
-        return (lambda z0: planar_stack(torch, *leaves, z0)), leaves
+        u, w, b = (part.clone().requires_grad_() for part in params)
+        return (lambda z0: planar_stack(torch, u, w, b, z0)), (u, w, b)
 
-    return _torch_peer(problem, "softplus", build)
-
-
-def planar_stack(torch: Any, u: Any, w: Any, b: Any, z: Any) -> Any:
-    """K layers in eager PyTorch with as few operations as we found.
-
-    The constraint and the log-determinant are taken for all layers at once, and a layer is two calls. ``unbind``:
-    the derivative of ``w[k]`` would be a tensor of zeros of the size of all ``w``, K times.
-    """
-    p = (w * u).sum(-1, keepdim=True)
-    m = torch.nn.functional.softplus(p)
-    u_hat = u + (m - 1 - p) * w / w.square().sum(-1, keepdim=True)
-    values = []
-    if w.ndim == 2:
-        for u_k, w_k, b_k in zip(u_hat.unbind(0), w.unbind(0), b.unbind(0), strict=True):
-            h = torch.tanh(torch.addmv(b_k, z, w_k))
-            z = torch.addr(z, h, u_k)
-            values.append(h)
-    else:
-        for u_k, w_k, b_k in zip(u_hat.unbind(1), w.unbind(1), b.unbind(1), strict=True):
-            h = torch.tanh((z * w_k).sum(-1) + b_k)
-            z = torch.addcmul(z, h[:, None], u_k)
-            values.append(h)
-    slope = 1 - torch.stack(values, -1).square()
-    return z, torch.log1p(slope * (m.squeeze(-1) - 1)).sum(-1)
+    return _torch_peer(problem, "ours", build)
 
 
 PEERS: dict[str, Callable[[Problem], Peer]] = {
@@ -438,10 +397,3 @@ PEERS: dict[str, Callable[[Problem], Peer]] = {
     "PyTorch layer": torch_layer,
     "PyTorch tuned": torch_tuned,
 }
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise Unavailable(f"not installed ({error})") from None

@@ -14,12 +14,12 @@ class Goal(NamedTuple):
 
     name: str
     at_least: bool  # otherwise at most
-    goal: float
+    goal: float | None  # None: shown without a goal
     reached: float | None  # None: not measured in this run
 
     @property
     def met(self) -> bool | None:
-        if self.reached is None:
+        if self.reached is None or self.goal is None:
             return None
         return self.reached >= self.goal if self.at_least else self.reached <= self.goal
 
@@ -36,10 +36,10 @@ def print_goals(goals: list[Goal]) -> None:
     width = max(len(goal.name) for goal in goals)
     print(f"\n{'ratio':<{width}}  {'goal':>9}  {'reached':>8}")
     for goal in goals:
-        sign = ">=" if goal.at_least else "<="
-        reached = "-" if goal.reached is None else f"{goal.reached:.3g}"
-        verdict = {None: "not measured", True: "met", False: "MISSED"}[goal.met]
-        print(f"{goal.name:<{width}}  {sign} {goal.goal:>6.3g}  {reached:>8}  {verdict}")
+        wish = "" if goal.goal is None else f"{'>=' if goal.at_least else '<='} {goal.goal:.3g}"
+        reached = "not measured" if goal.reached is None else f"{goal.reached:.3g}"
+        verdict = {None: "", True: "met", False: "MISSED"}[goal.met]
+        print(f"{goal.name:<{width}}  {wish:>9}  {reached:>8}  {verdict}".rstrip())
 
 
 def goals_json(goals: list[Goal]) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def goals_json(goals: list[Goal]) -> list[dict[str, Any]]:
 def machine() -> dict[str, Any]:
     """The device, the processors and the versions of whatever is installed."""
     device = jax.devices()[0]
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -43,6 +43,7 @@ def interleave(
     *,
     seconds: float,
     rounds: int,
+    least_calls: int = 3,
     warm_up: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
@@ -50,12 +51,13 @@ def interleave(
 
     In each round every contestant has one turn, in an order that is reversed from round to round. A turn is one call
     that is not timed (caches and threads are the last contestant's), then timed calls until ``seconds / rounds`` are
-    over: one at least, so a slow contestant takes longer than ``seconds``.
+    over: one at least. A slow contestant that has had its ``seconds`` and ``least_calls`` sits out the rounds left.
 
     Args:
         contestants: name -> contestant, compiled already.
         seconds: timed seconds for each contestant, over all rounds.
-        rounds: turns of each contestant.
+        rounds: turns of each contestant, at most.
+        least_calls: timed calls of each contestant, at least; at most one a round can be demanded.
         warm_up: whether a turn begins with a call that is not timed.
         clock: seconds, monotonic.
 
@@ -66,6 +68,8 @@ def interleave(
     order = list(contestants)
     for _ in range(rounds):
         for name in order:
+            if len(times[name]) >= least_calls and sum(times[name]) >= seconds:
+                continue
             contestant = contestants[name]
             contestant.prepare()
             time.sleep(SETTLE_SECONDS)

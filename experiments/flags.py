@@ -79,9 +79,7 @@ def check(config: Any) -> None:
 
 
 def _check_one(field: dataclasses.Field[Any], value: Any) -> None:
-    at_least, above, at_most, choices = (
-        field.metadata[key] for key in ("at_least", "above", "at_most", "choices")
-    )
+    at_least, above, at_most, choices = (field.metadata[key] for key in ("at_least", "above", "at_most", "choices"))
     wish = None
     if choices is not None and value not in choices:
         wish = f"one of {', '.join(choices)}"

@@ -39,13 +39,9 @@ class Config:
     workdir: str | None = flag(None, "folder for what the run writes; default runs/mnist-flows=K-seed=S")
     dataset: str = flag("auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] uint8")
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own")
-    classes: tuple[int, ...] | None = flag(
-        None, "train and test on these labels alone, as in 3,8", at_least=0
-    )
+    classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     objective: str = flag("elbo", "what is minimised", choices=("elbo", "reconstruction"))
-    binarization: str | None = flag(
-        None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS
-    )
+    binarization: str | None = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1)
@@ -77,7 +73,7 @@ class Model(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     bind: Callable[[Any], VAE]
-    loss: training.Loss  # (params, (pixels [B, P] uint8, temperature, kl_weight), key) -> (loss, Terms)
+    loss: training.Loss  # (params, (pixels [B, P] uint8, temperature, kl_weight), key) -> (loss, terms by name)
 
 
 def main(argv: list[str]) -> None:
@@ -154,14 +150,15 @@ def make_model(config: Config, pixels: int) -> Model:
     )
     binarization = visit_binarization(config)
 
-    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, objectives.Terms]:
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         pixels, temperature, kl_weight = batch
         terms = batch_terms(bind(params), pixels, key, binarization)
         if config.objective == "reconstruction":
             value = terms.squared_error
         else:
             value = terms.annealed(temperature, kl_weight)
-        return jnp.mean(value), jax.tree.map(jnp.mean, terms)
+        shown = {"free_energy": terms.free_energy, "reconstruction": terms.reconstruction, "kl": terms.kl}
+        return jnp.mean(value), jax.tree.map(jnp.mean, shown)
 
     return Model(init, bind, loss)
 
@@ -205,7 +202,7 @@ def fit(
     """
     (train_pixels, test_pixels), (train_key, test_key) = pixels, keys
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state, pixels, temperature, kl_weight, key):
         def loss(params, batch, key):
             return model.loss(params, (batch, temperature, kl_weight), key)
@@ -246,10 +243,7 @@ def fit(
             epoch=number + 1,
             train_loss=train,
             test_loss=test,
-            free_energy=float(info.aux.free_energy),
-            reconstruction=float(info.aux.reconstruction),
-            kl=float(info.aux.kl),
-            squared_error=float(info.aux.squared_error),
+            **{name: float(value) for name, value in info.aux.items()},
             gradient_norm=float(info.gradient_norm),
             seconds=seconds[-1],
         )
@@ -269,9 +263,7 @@ def map_batches(
     batch_size = min(batch_size, size)
     batches = -(-size // batch_size)
     indices = (jnp.arange(batches * batch_size) % size).reshape(batches, batch_size)
-    results = jax.lax.map(
-        lambda both: function(pixels[both[0]], both[1]), (indices, jax.random.split(key, batches))
-    )
+    results = jax.lax.map(lambda both: function(pixels[both[0]], both[1]), (indices, jax.random.split(key, batches)))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
 
 
@@ -282,15 +274,11 @@ def evaluate(config: Config, model: Model, params: Any, pixels: jax.Array, key: 
         binarize_key, noise_key, nll_key = jax.random.split(key, 3)
         vae = model.bind(params)
         x = binarize(binarize_key, pixels, visit_binarization(config))
-        terms = jax.vmap(lambda x, key: objectives.free_energy(vae, x, key))(
-            x, jax.random.split(noise_key, len(x))
+        terms = jax.vmap(lambda x, key: objectives.free_energy(vae, x, key))(x, jax.random.split(noise_key, len(x)))
+        nll, effective = jax.vmap(lambda x, key: objectives.importance_nll(vae, x, key, samples=config.nll_samples))(
+            x, jax.random.split(nll_key, len(x))
         )
-        nll, effective = jax.vmap(
-            lambda x, key: objectives.importance_nll(vae, x, key, samples=config.nll_samples)
-        )(x, jax.random.split(nll_key, len(x)))
-        return Evaluation(
-            terms.free_energy, nll, terms.reconstruction, terms.kl, terms.squared_error, effective
-        )
+        return Evaluation(terms.free_energy, nll, terms.reconstruction, terms.kl, terms.squared_error, effective)
 
     # About 16,000 decoder outputs at a time.
     batch_size = max(1, 16_000 // config.nll_samples)
@@ -298,16 +286,11 @@ def evaluate(config: Config, model: Model, params: Any, pixels: jax.Array, key: 
     return jax.tree.map(np.asarray, compiled(pixels, key))
 
 
-def summarize(
-    config: Config, data: Dataset, evaluation: Evaluation, curves: dict[str, list[float]]
-) -> dict[str, Any]:
+def summarize(config: Config, data: Dataset, evaluation: Evaluation, curves: dict[str, list[float]]) -> dict[str, Any]:
     """The contents of ``summary.json``; losses in nats an image."""
 
     def means(rows: Any = slice(None)) -> dict[str, float]:
-        return {
-            name: float(np.mean(values[rows], dtype=np.float64))
-            for name, values in evaluation._asdict().items()
-        }
+        return {name: float(np.mean(values[rows], dtype=np.float64)) for name, values in evaluation._asdict().items()}
 
     labels = np.zeros(0) if data.y_test is None else data.y_test
     return {
@@ -381,9 +364,7 @@ def draw(
     )
     if data.y_test is not None:
         values = evaluation.free_energy if config.objective == "elbo" else evaluation.squared_error
-        by_class = {
-            str(label): float(np.mean(values[data.y_test == label])) for label in np.unique(data.y_test)
-        }
+        by_class = {str(label): float(np.mean(values[data.y_test == label])) for label in np.unique(data.y_test)}
         run.save_figure(
             "classes.png",
             plotting.class_losses(by_class, title=f"Test loss by class\n({setting})", label=loss_name),

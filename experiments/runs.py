@@ -88,9 +88,7 @@ def check_workdir(workdir: str) -> Path:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(
-            f"--workdir must be a folder that can be written; got {workdir!r} ({reason})"
-        ) from None
+        raise UsageError(f"--workdir must be a folder that can be written; got {workdir!r} ({reason})") from None
     if (path / "config.json").exists():
         raise UsageError(f"--workdir={workdir} holds a run already; name another, or move it away")
     return path

@@ -177,10 +177,7 @@ def test_missing_idx_files_are_named(tmp_path, name, missing):
 
 def test_mnist_is_known_by_its_contents(tmp_path, monkeypatch):
     files = idx_files(digits())
-    sums = {
-        field: hashlib.md5(raw).hexdigest()
-        for field, raw in zip(data._MNIST_MD5, files.values(), strict=True)
-    }
+    sums = {field: hashlib.md5(raw).hexdigest() for field, raw in zip(data._MNIST_MD5, files.values(), strict=True)}
     monkeypatch.setattr(data, "_MNIST_MD5", sums)
     write_gz(tmp_path, files)
     assert load_dataset("mnist", tmp_path).source == f"IDX files in {tmp_path}"
@@ -773,9 +770,7 @@ def originals(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("GZIP", raising=False)
             try:
-                body = subprocess.run(["gzip", "-6nc"], input=raw, capture_output=True, check=True).stdout[
-                    10:
-                ]
+                body = subprocess.run(["gzip", "-6nc"], input=raw, capture_output=True, check=True).stdout[10:]
             except (OSError, subprocess.CalledProcessError) as error:
                 pytest.skip(f"needs GNU gzip: {error}")
         file = struct.pack("<4BIBB", 0x1F, 0x8B, 8, 8, stamp, 0, 3) + inner.encode() + b"\0" + body
@@ -836,7 +831,5 @@ def test_real_binarized_mnist(offline):
         path = data._cached(offline, "binarized_mnist", url, info.checksum)
         path.write_bytes(to_amat(fields[info.filename]))
     dataset = load_dataset("binarized_mnist")
-    assert_same(
-        dataset, {f"x_{split}": getattr(expected, f"x_{split}") for split in ("train", "valid", "test")}
-    )
+    assert_same(dataset, {f"x_{split}": getattr(expected, f"x_{split}") for split in ("train", "valid", "test")})
     shutil.rmtree(offline)

@@ -183,9 +183,9 @@ def test_the_pre_image_is_sent_back_by_exact_arithmetic(dim, flow_length, h, dty
         np.testing.assert_allclose(log_det, -exact_log_det, rtol=0, atol=tolerance)
 
 
-@each_shape
-def test_float32_round_trip_is_bounded_by_the_conditioning_of_the_map(dim, flow_length, h):
-    for params, z0 in draws(dim, flow_length, np.float32)[:3]:
+@each_h
+def test_float32_round_trip_is_bounded_by_the_conditioning_of_the_map(h):
+    for params, z0 in draws(2, 3, np.float32)[:3]:
         with precision(np.float32):
             zK, _ = forward(h)(params, z0)
             back, _ = inverse(h)(params, zK)

@@ -95,9 +95,7 @@ def test_a_run_writes_every_file_with_finite_figures(images, tmp_path, flags):
 
 
 def test_training_lowers_the_loss_and_learns_the_images(images, tmp_path):
-    mnist.main(
-        arguments(images, tmp_path, "--epochs=80", "--learning_rate=0.01", "--hidden=16", "--nll_samples=256")
-    )
+    mnist.main(arguments(images, tmp_path, "--epochs=80", "--learning_rate=0.01", "--hidden=16", "--nll_samples=256"))
     found = summary(tmp_path)
     assert found["train"]["final_loss"] < 0.8 * found["train"]["first_loss"]
     assert found["test"]["nll"] < found["test"]["free_energy"]

@@ -31,9 +31,7 @@ def test_encoder_and_decoder_are_two_linear_layers_with_a_relu():
     posterior = model.encode(x)
     np.testing.assert_allclose(posterior.mean, linear(model.encode.mean, features), rtol=1e-5, atol=1e-6)
     raw = linear(model.encode.log_std, features)
-    np.testing.assert_allclose(
-        posterior.log_std, LOG_STD_RANGE * np.tanh(raw / LOG_STD_RANGE), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(posterior.log_std, LOG_STD_RANGE * np.tanh(raw / LOG_STD_RANGE), rtol=1e-5, atol=1e-6)
     z = jnp.array([0.5, -1.0, 2.0])
     logits = linear(model.decode.logits, np.maximum(linear(model.decode.hidden, z), 0.0))
     np.testing.assert_allclose(model.decode(z), logits, rtol=1e-5, atol=1e-6)
@@ -44,8 +42,7 @@ def test_encoder_and_decoder_start_the_same_for_every_flow_length(amortized):
     key = jax.random.key(3)
     plain = {str(path): leaf for path, leaf in jax.tree.leaves_with_path(vae(flow_length=0)[0](key))}
     flowing = dict(
-        (str(path), leaf)
-        for path, leaf in jax.tree.leaves_with_path(vae(flow_length=4, amortized=amortized)[0](key))
+        (str(path), leaf) for path, leaf in jax.tree.leaves_with_path(vae(flow_length=4, amortized=amortized)[0](key))
     )
     compared = [path for path in plain if "hidden" in path or "mean" in path or "logits" in path]
     assert len(compared) == 8

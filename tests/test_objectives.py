@@ -18,9 +18,7 @@ DRAWS = 200_000
 @pytest.fixture(scope="module", params=[0, 3], ids=["K=0", "K=3"])
 def model(request):
     """A VAE with weights large enough that q, the flow and the decoder all matter."""
-    init, bind = functional(
-        lambda rngs: VAE(PIXELS, hidden=5, latent=1, flow_length=request.param, rngs=rngs)
-    )
+    init, bind = functional(lambda rngs: VAE(PIXELS, hidden=5, latent=1, flow_length=request.param, rngs=rngs))
     params = init(jax.random.key(4))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(5), len(leaves))
@@ -37,9 +35,7 @@ X = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
 def log_joint(model):
     """``log p(x, z)`` on the grid, by plain numpy."""
     logits = np.asarray(jax.vmap(model.decode)(jnp.asarray(GRID[:, None], jnp.float32)), np.float64)
-    log_likelihood = np.where(np.asarray(X) == 1.0, -np.logaddexp(0, -logits), -np.logaddexp(0, logits)).sum(
-        1
-    )
+    log_likelihood = np.where(np.asarray(X) == 1.0, -np.logaddexp(0, -logits), -np.logaddexp(0, logits)).sum(1)
     return log_likelihood, -0.5 * GRID**2 - 0.5 * np.log(2 * np.pi)
 
 
@@ -92,12 +88,8 @@ def test_annealings_weight_the_terms_that_their_papers_say(model):
     log_q = float(terms.log_q0 - terms.log_det)
     log_prior, log_likelihood = float(terms.log_prior), float(terms.log_likelihood)
     assert float(terms.annealed(1.0, 1.0)) == pytest.approx(float(terms.free_energy), rel=1e-6)
-    assert float(terms.annealed(0.3, 1.0)) == pytest.approx(
-        log_q - 0.3 * (log_prior + log_likelihood), rel=1e-5
-    )
-    assert float(terms.annealed(1.0, 0.3)) == pytest.approx(
-        0.3 * (log_q - log_prior) - log_likelihood, rel=1e-5
-    )
+    assert float(terms.annealed(0.3, 1.0)) == pytest.approx(log_q - 0.3 * (log_prior + log_likelihood), rel=1e-5)
+    assert float(terms.annealed(1.0, 0.3)) == pytest.approx(0.3 * (log_q - log_prior) - log_likelihood, rel=1e-5)
 
 
 def test_squared_error_is_summed_over_pixels_of_the_mean_image(model):

@@ -1,0 +1,288 @@
+"""Value, log-determinant and gradient of K planar layers: ours against FlowJAX, normflows, Pyro and PyTorch.
+
+    pip install -e '.[bench]'
+    python -m benchmarks.flows
+
+takes about five minutes on two CPU cores, prints tables, and writes the times and a picture into ``runs/bench-flows``.
+What is timed is the mean over the batch of |zK|^2 / 2 - log_det with its gradient by all parameters and by z0, float32.
+Every contestant is first checked, value and gradient, against ours in float64 on the same map
+(:mod:`benchmarks.peers`); one that is not installed, cannot do a case or disagrees is left out by name. PyTorch's
+contestants are timed with 1 and with 2 threads and the better is shown; JAX uses the threads that it takes by itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks import peers
+from benchmarks.peers import PEERS, Peer, Problem, Result, Unavailable, require_agreement
+from benchmarks.report import Goal, goals_json, load, machine, print_goals, print_machine, ratio
+from benchmarks.timing import Contestant, interleave, spread
+from experiments.flags import UsageError, flag, parse
+from experiments.runs import Run, run_main
+
+CASES = "1024x2x32,128x40x16,128x40x80,512x64x32,128x784x128"
+
+OURS: dict[str, Callable[[Problem], Peer]] = {
+    "ours": lambda problem: peers.ours(problem, None),
+    "ours, scan": lambda problem: peers.ours(problem, "scan"),
+    "ours, gram": lambda problem: peers.ours(problem, "gram"),
+}
+PRODUCTS = "products alone"
+# What to reach in these cases: FlowJAX / ours if shared; PyTorch / ours shared or not.
+FLOWJAX_GOALS = {
+    "(128, 784, 128)": 16.0,
+    "(512, 64, 32)": 5.0,
+    "(128, 40, 80)": 3.0,
+    "(1024, 2, 32)": 2.0,
+    "(128, 40, 16)": 2.0,
+}
+PYTORCH_GOAL = 18.0
+PYTORCH = ("normflows", "Pyro", "PyTorch layer")  # the packages, and the layer as it is usually written
+NAMES = {name.lower().replace(" ", "-"): name for name in PEERS}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of ``benchmarks.flows``."""
+
+    cases: str = flag(CASES, "BxDxK joined by commas: batch, dimension, layers")
+    parameters: str = flag("both", "one flow for all events, or each its own", choices=("both", "shared", "amortized"))
+    peers: str = flag("all", f"all, none, or names joined by commas: {', '.join(NAMES)}")
+    threads: tuple[int, ...] = flag((1, 2), "threads of PyTorch to choose the best from", at_least=1)
+    seconds: float = flag(1.0, "timed seconds for each contestant in each case", above=0.0)
+    rounds: int = flag(7, "turns that these seconds are spread over", at_least=1)
+    seed: int = flag(0, "of the parameters and events", at_least=0, at_most=2**32 - 1)
+    workdir: str = flag("runs/bench-flows", "folder for what the run writes")
+
+
+class Case(NamedTuple):
+    """Sizes, and whether each event has parameters of its own."""
+
+    batch_size: int
+    dim: int
+    flow_length: int
+    amortized: bool
+
+    def __str__(self) -> str:
+        kind = "amortized" if self.amortized else "shared"
+        return f"({self.batch_size}, {self.dim}, {self.flow_length}) {kind}"
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints, draws and writes; ``argv`` without the program's name."""
+    config = parse(Config, argv, __doc__)
+    cases, chosen = parse_cases(config), parse_peers(config.peers)
+    run = Run(config, "bench-flows")
+    facts = machine()
+    print_machine(facts)
+    rows: list[dict[str, Any]] = []
+    left_out: list[dict[str, str]] = []
+    for case in cases:
+        case_rows, case_left_out = measure(config, case, chosen)
+        rows += case_rows
+        left_out += case_left_out
+        print_case(case, case_rows, case_left_out)
+        run.log(case=str(case), rows=case_rows, left_out=case_left_out)
+    goals = compare(rows)
+    print_goals(goals)
+    run.save_figure("flows.png", picture(rows, facts["device"]))
+    run.finish(
+        {
+            "what": "mean |zK|^2 / 2 - log_det with its gradient by u, w, b and z0, float32; milliseconds a call",
+            "machine": {**facts, "load_average_at_end": load()},
+            "rows": rows,
+            "left_out": left_out,
+            "goals": goals_json(goals),
+        }
+    )
+
+
+def parse_cases(config: Config) -> list[Case]:
+    """The cases that ``--cases`` and ``--parameters`` name.
+
+    Raises:
+        UsageError: for what is not BxDxK.
+    """
+    kinds = {"both": (False, True), "shared": (False,), "amortized": (True,)}[config.parameters]
+    cases = []
+    for text in config.cases.split(","):
+        sizes = text.strip().split("x")
+        if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
+            raise UsageError(f"--cases must be BxDxK joined by commas, as in 128x40x16; got {text!r}")
+        batch_size, dim, flow_length = map(int, sizes)
+        cases += [Case(batch_size, dim, flow_length, amortized) for amortized in kinds]
+    return cases
+
+
+def parse_peers(text: str) -> list[str]:
+    """Names of ``PEERS``.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    if text == "none":
+        return []
+    if text == "all":
+        return list(PEERS)
+    names = [name.strip().lower() for name in text.split(",")]
+    for name in names:
+        if name not in NAMES:
+            raise UsageError(f"--peers must be all, none or of {', '.join(NAMES)}; got {name!r}")
+    return [NAMES[name] for name in names]
+
+
+def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Builds, checks and times all contestants of one case: their rows, and who was left out and why."""
+    sizes = case._asdict()
+    problem = peers.draw_problem(np.random.default_rng(config.seed), **sizes)
+    truth = peers.truth(problem)
+    entries: dict[str, Contestant] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    left_out: list[dict[str, str]] = []
+    for name, build in {**OURS, **{name: PEERS[name] for name in chosen}, PRODUCTS: peers.products}.items():
+        try:
+            peer, errors = checked(build, problem, truth)
+        except Exception as error:
+            # Another version of a package may have another interface: say so and go on without it.
+            if name in OURS:
+                raise
+            why = str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
+            left_out.append({"case": str(case), "name": name, "why": " ".join(why.split())[:200]})
+            continue
+        for threads in (None,) if peer.torch is None else config.threads:
+            key = f"{name}, threads={threads}"
+            entries[key] = entry(peer, threads)
+            facts[key] = {"case": str(case), **sizes, "name": name, "threads": threads, "errors": errors}
+    times = interleave(entries, seconds=config.seconds, rounds=config.rounds)
+    rows = [{**facts[key], **milliseconds(seconds)} for key, seconds in times.items()]
+    return best_threads(rows), left_out
+
+
+def checked(build: Callable[[Problem], Peer], problem: Problem, truth: Result) -> tuple[Peer, dict[str, float] | None]:
+    """A contestant that has run once, and its errors (:func:`peers.disagreement`; None if it computes no flow).
+
+    Raises:
+        Unavailable: if it cannot take part, or its result is not ours.
+    """
+    peer = build(problem)
+    output = peer.run()
+    if peer.result is None:
+        return peer, None
+    return peer, require_agreement(peer.result(output)._asdict(), truth._asdict())
+
+
+def best_threads(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each name, the fastest; the others in its ``other_threads``."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["median_ms"]):
+        by_name.setdefault(row["name"], []).append(row)
+    times = ("threads", "median_ms", "lower_quartile_ms", "upper_quartile_ms", "calls")
+    return [
+        {**best, "other_threads": [{name: other[name] for name in times} for other in others]}
+        for best, *others in by_name.values()
+    ]
+
+
+def entry(peer: Peer, threads: int | None) -> Contestant:
+    """A contestant with its number of PyTorch threads set before each turn."""
+    if threads is None:
+        return Contestant(peer.run)
+    return Contestant(peer.run, lambda: peer.torch.set_num_threads(threads))
+
+
+def milliseconds(seconds: list[float]) -> dict[str, Any]:
+    """Median, quartiles and number of calls, for a row."""
+    median, lower, upper, calls = spread(seconds, 1e3)
+    return {"median_ms": median, "lower_quartile_ms": lower, "upper_quartile_ms": upper, "calls": calls}
+
+
+def print_case(case: Case, rows: list[dict[str, Any]], left_out: list[dict[str, str]]) -> None:
+    """The table of one case, fastest first."""
+    print(f"\n(B, D, K) = {case}")
+    print(f"{'':<16} {'ms a call':>10} {'quartiles':>19} {'calls':>6} {'x ours':>7} {'threads':>7} {'error':>8}")
+    ours = next(row["median_ms"] for row in rows if row["name"] == "ours")
+    for row in sorted(rows, key=lambda row: row["median_ms"]):
+        quartiles = f"{row['lower_quartile_ms']:.3f} - {row['upper_quartile_ms']:.3f}"
+        error = "-" if row["errors"] is None else f"{max(row['errors'].values()):.0e}"
+        print(
+            f"{row['name']:<16} {row['median_ms']:>10.3f} {quartiles:>19} {row['calls']:>6} "
+            f"{row['median_ms'] / ours:>7.2f} {row['threads'] or '-':>7} {error:>8}"
+        )
+    for absent in left_out:
+        print(f"{absent['name']:<16} left out: {absent['why']}")
+
+
+def compare(rows: list[dict[str, Any]]) -> list[Goal]:
+    """Ratios of medians, beside their goals where there are any."""
+    medians = {(row["case"], row["name"]): row["median_ms"] for row in rows}
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+
+    def over_ours(case: str, *names: str) -> float | None:
+        """The fastest of these over ours."""
+        found = [medians[case, name] for name in names if (case, name) in medians]
+        return ratio(min(found, default=None), medians.get((case, "ours")))
+
+    def pytorch_goal(case: str) -> float | None:
+        return PYTORCH_GOAL if case.rsplit(" ", 1)[0] in FLOWJAX_GOALS else None
+
+    flowjax_goals = {f"{sizes} shared": goal for sizes, goal in FLOWJAX_GOALS.items()}
+    largest = "(128, 784, 128) shared"
+    scan, gram, own, floor = (medians.get((largest, name)) for name in ("ours, scan", "ours, gram", "ours", PRODUCTS))
+    goals = [
+        Goal(f"{largest}: scan / gram", True, 8.0, ratio(scan, gram)),
+        Goal(f"{largest}: ours / {PRODUCTS}", False, 2.0, ratio(own, floor)),
+    ]
+    for case in dict.fromkeys([*flowjax_goals, *cases]):
+        goals.append(Goal(f"{case}: FlowJAX / ours", True, flowjax_goals.get(case), over_ours(case, "FlowJAX")))
+    for case in cases:
+        name = f"{case}: best of {', '.join(PYTORCH)} / ours"
+        goals.append(Goal(name, True, pytorch_goal(case), over_ours(case, *PYTORCH)))
+    for case in cases:
+        goals.append(Goal(f"{case}: PyTorch tuned / ours", True, None, over_ours(case, "PyTorch tuned")))
+    return goals
+
+
+def picture(rows: list[dict[str, Any]], device: str) -> Figure:
+    """Milliseconds a call against the size of a case, shared and amortised."""
+    kinds = [amortized for amortized in (False, True) if any(row["amortized"] == amortized for row in rows)]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    figure = Figure(figsize=(1.5 + 5.0 * len(kinds), 5), layout="constrained", dpi=120)
+    figure.suptitle(f"Value, log-determinant and gradient of K planar layers, float32 ({device})", fontsize=11)
+    panels = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
+    for axes, amortized in zip(panels, kinds, strict=True):
+        for index, name in enumerate(names):
+            own = [row for row in rows if row["name"] == name and row["amortized"] == amortized]
+            own.sort(key=lambda row: row["batch_size"] * row["dim"] * row["flow_length"])
+            if not own:
+                continue
+            sizes = [row["batch_size"] * row["dim"] * row["flow_length"] for row in own]
+            median = np.array([row["median_ms"] for row in own])
+            below = median - [row["lower_quartile_ms"] for row in own]
+            above = [row["upper_quartile_ms"] for row in own] - median
+            style = {"linewidth": 2.5, "color": "black"} if name == "ours" else {"linewidth": 1.2, "color": f"C{index}"}
+            axes.errorbar(sizes, median, (below, above), label=name, marker="o", markersize=4, capsize=2, **style)
+        sizes = sorted({row["batch_size"] * row["dim"] * row["flow_length"]: row for row in rows}.items())
+        axes.set(
+            xscale="log", yscale="log", title="each event its own layers" if amortized else "one flow for all events"
+        )
+        axes.set_xticks(
+            [size for size, _ in sizes],
+            [f"{row['batch_size']}x{row['dim']}x{row['flow_length']}" for _, row in sizes],
+            rotation=30,
+            ha="right",
+            fontsize=8,
+        )
+        axes.minorticks_off()
+        axes.set_xlabel("batch x dimension x layers")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("milliseconds a call (median, quartiles)")
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    run_main(main)
