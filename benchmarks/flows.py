@@ -249,39 +249,39 @@ def compare(rows: list[dict[str, Any]]) -> list[Goal]:
 def picture(rows: list[dict[str, Any]], device: str) -> Figure:
     """Milliseconds a call against the size of a case, shared and amortised."""
     kinds = [amortized for amortized in (False, True) if any(row["amortized"] == amortized for row in rows)]
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    figure = Figure(figsize=(1.5 + 5.0 * len(kinds), 5), layout="constrained", dpi=120)
+    styles: dict[str, dict[str, Any]] = {
+        "ours": {"color": "black", "linewidth": 2.5},
+        "ours, scan": {"color": "black", "linestyle": "--"},
+        "ours, gram": {"color": "black", "linestyle": ":"},
+        PRODUCTS: {"color": "0.6"},
+        **{name: {"color": f"C{index}"} for index, name in enumerate(PEERS)},
+    }
+    cases = {size(row): f"{row['batch_size']} x {row['dim']} x {row['flow_length']}" for row in rows}
+    figure = Figure(figsize=(2.5 + 5.0 * len(kinds), 5), layout="constrained", dpi=120)
     figure.suptitle(f"Value, log-determinant and gradient of K planar layers, float32 ({device})", fontsize=11)
     panels = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
     for axes, amortized in zip(panels, kinds, strict=True):
-        for index, name in enumerate(names):
-            own = [row for row in rows if row["name"] == name and row["amortized"] == amortized]
-            own.sort(key=lambda row: row["batch_size"] * row["dim"] * row["flow_length"])
-            if not own:
-                continue
-            sizes = [row["batch_size"] * row["dim"] * row["flow_length"] for row in own]
+        for name, style in styles.items():
+            own = sorted((row for row in rows if row["name"] == name and row["amortized"] == amortized), key=size)
             median = np.array([row["median_ms"] for row in own])
             below = median - [row["lower_quartile_ms"] for row in own]
             above = [row["upper_quartile_ms"] for row in own] - median
-            style = {"linewidth": 2.5, "color": "black"} if name == "ours" else {"linewidth": 1.2, "color": f"C{index}"}
-            axes.errorbar(sizes, median, (below, above), label=name, marker="o", markersize=4, capsize=2, **style)
-        sizes = sorted({row["batch_size"] * row["dim"] * row["flow_length"]: row for row in rows}.items())
-        axes.set(
-            xscale="log", yscale="log", title="each event its own layers" if amortized else "one flow for all events"
-        )
-        axes.set_xticks(
-            [size for size, _ in sizes],
-            [f"{row['batch_size']}x{row['dim']}x{row['flow_length']}" for _, row in sizes],
-            rotation=30,
-            ha="right",
-            fontsize=8,
-        )
-        axes.minorticks_off()
-        axes.set_xlabel("batch x dimension x layers")
+            x = [size(row) for row in own]
+            if own or not amortized:  # an empty line still has its name in the legend
+                axes.errorbar(x, median, (below, above), label=name, marker="o", markersize=4, capsize=2, **style)
+        title = "each event its own flow (amortised)" if amortized else "one flow for all events (shared)"
+        axes.set(xscale="log", yscale="log", title=title, xlabel="batch x dimension x layers")
+        axes.set_xticks(list(cases), list(cases.values()), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("milliseconds a call (median, quartiles)")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
     return figure
+
+
+def size(row: dict[str, Any]) -> int:
+    """Multiplications of a vector by a vector's entry that a row's case has."""
+    return row["batch_size"] * row["dim"] * row["flow_length"]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from planar_vae_jax.data import DATASETS, Dataset, check_dataset_name, load_data
 from planar_vae_jax.flows import NONLINEARITIES
 from planar_vae_jax.models import VAE, functional
 
-
 Array = jax.Array | np.ndarray
 
 
@@ -153,10 +152,7 @@ def make_model(config: Config, pixels: int) -> Model:
     def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         pixels, temperature, kl_weight = batch
         terms = batch_terms(bind(params), pixels, key, binarization)
-        if config.objective == "reconstruction":
-            value = terms.squared_error
-        else:
-            value = terms.annealed(temperature, kl_weight)
+        value = terms.squared_error if config.objective == "reconstruction" else terms.annealed(temperature, kl_weight)
         shown = {"free_energy": terms.free_energy, "reconstruction": terms.reconstruction, "kl": terms.kl}
         return jnp.mean(value), jax.tree.map(jnp.mean, shown)
 

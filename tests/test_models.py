@@ -41,9 +41,9 @@ def test_encoder_and_decoder_are_two_linear_layers_with_a_relu():
 def test_encoder_and_decoder_start_the_same_for_every_flow_length(amortized):
     key = jax.random.key(3)
     plain = {str(path): leaf for path, leaf in jax.tree.leaves_with_path(vae(flow_length=0)[0](key))}
-    flowing = dict(
-        (str(path), leaf) for path, leaf in jax.tree.leaves_with_path(vae(flow_length=4, amortized=amortized)[0](key))
-    )
+    flowing = {
+        str(path): leaf for path, leaf in jax.tree.leaves_with_path(vae(flow_length=4, amortized=amortized)[0](key))
+    }
     compared = [path for path in plain if "hidden" in path or "mean" in path or "logits" in path]
     assert len(compared) == 8
     for path in compared:

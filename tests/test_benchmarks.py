@@ -1,0 +1,249 @@
+"""The benchmarks: their statistics, the equal work of other packages, and each command with tiny arguments."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import epoch, flows, peers, scaling
+from benchmarks.report import Goal, ratio
+from benchmarks.timing import Contestant, interleave, spread
+from benchmarks.torch_models import Unavailable
+from experiments.flags import UsageError
+from planar_vae_jax.flows import constrain
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax and FlowJAX are written for JAX's own defaults."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+# --- Timing and goals.
+
+
+def test_spread_is_the_median_and_the_quartiles():
+    assert spread([5.0, 1.0, 2.0, 4.0, 3.0], 1e3) == (3000.0, 2000.0, 4000.0, 5)
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])
+
+
+class Clock:
+    """Time that passes only in contestants."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.calls = []
+
+    def __call__(self):
+        return self.now
+
+    def contestant(self, name, seconds):
+        def run():
+            self.calls.append(name)
+            self.now += seconds
+
+        return Contestant(run, lambda: self.calls.append(f"prepare {name}"))
+
+
+def test_contestants_take_turns_in_an_order_that_is_reversed():
+    clock = Clock()
+    contestants = {"fast": clock.contestant("fast", 0.25), "slow": clock.contestant("slow", 5.0)}
+    times = interleave(contestants, seconds=1.0, rounds=2, clock=clock)
+    assert times == {"fast": [0.25] * 4, "slow": [5.0] * 2}
+    turns = {"fast": ["prepare fast", *["fast"] * 3], "slow": ["prepare slow", *["slow"] * 2]}
+    assert clock.calls == [*turns["fast"], *turns["slow"], *turns["slow"], *turns["fast"]]
+
+
+def test_a_slow_contestant_sits_out_once_it_has_had_its_calls():
+    clock = Clock()
+    contestants = {"slow": clock.contestant("slow", 5.0)}
+    assert interleave(contestants, seconds=1.0, rounds=9, clock=clock) == {"slow": [5.0] * 3}
+    times = interleave(contestants, seconds=0.0, rounds=9, least_calls=9, warm_up=False, clock=clock)
+    assert times == {"slow": [5.0] * 9}
+
+
+def test_goals():
+    assert [Goal("", at_least, 2.0, 3.0).met for at_least in (True, False)] == [True, False]
+    assert Goal("", True, 2.0, None).met is None
+    assert Goal("", True, None, 2.0).met is None
+    assert (ratio(6.0, 2.0), ratio(None, 2.0), ratio(6.0, None)) == (3.0, None, None)
+
+
+def test_the_exponent_is_that_of_the_upper_half():
+    sizes = [1, 10, 100, 1000, 10_000]
+    values = [7.0, 7.0, 2.0 * 100**1.5, 2.0 * 1000**1.5, 2.0 * 10_000**1.5]
+    assert scaling.exponent(sizes, values) == pytest.approx(1.5)
+    assert scaling.exponent(sizes, [*values[:3], None, None]) is None
+
+
+def test_the_best_number_of_threads_counts():
+    times = {"lower_quartile_ms": 0.0, "upper_quartile_ms": 0.0, "calls": 1}
+    rows = [{"name": "a", "threads": threads, "median_ms": 1.0 / threads, **times} for threads in (1, 2)]
+    (row,) = flows.best_threads(rows)
+    assert (row["threads"], row["median_ms"]) == (2, 0.5)
+    assert row["other_threads"] == [{"threads": 1, "median_ms": 1.0, **times}]
+
+
+# --- Equal work.
+
+CONSTRAINTS = {  # p -> m of each package, as its source has it
+    "ours": lambda p: jnp.log1p((jnp.e - 1.0) * jnp.exp(p)),
+    "softplus": lambda p: jnp.log(1 + jnp.exp(p)),
+    "softplus of softplus": lambda p: jnp.log(1 + jax.nn.softplus(p)),
+}
+
+
+@pytest.mark.parametrize("link", peers.LINKS)
+def test_undoing_a_constraint_gives_our_u_hat(link, x64):
+    generator = np.random.default_rng(0)
+    u, w = generator.standard_normal((2, 5, 3, 4))
+    theirs = peers.peer_u(jnp.asarray(u), jnp.asarray(w), link)
+    p = np.sum(theirs * w, -1, keepdims=True)
+    u_hat = theirs + (CONSTRAINTS[link](p) - 1 - p) * w / np.sum(w**2, -1, keepdims=True)
+    truth = jax.vmap(jax.vmap(lambda u, w: constrain(u, w)[0]))(jnp.asarray(u), jnp.asarray(w))
+    np.testing.assert_allclose(u_hat, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["shared", "amortized"])
+def problem(request):
+    """A small problem and ours in float64."""
+    generator = np.random.default_rng(0)
+    drawn = peers.draw_problem(generator, batch_size=6, dim=5, flow_length=3, amortized=request.param)
+    return drawn, peers.truth(drawn)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_every_peer_agrees_with_ours(name, problem):
+    drawn, truth = problem
+    try:
+        _, errors = flows.checked(peers.PEERS[name], drawn, truth)
+    except Unavailable as error:
+        assert "differs" not in str(error)
+        pytest.skip(str(error))
+    assert max(errors.values()) < 1e-5
+
+
+def test_a_wrong_result_is_refused():
+    truth = {"loss": np.float64(1.0), "zK": np.array([1.0, 10.0])}
+    assert peers.disagreement({"loss": 1.0, "zK": np.array([1.5, 10.0])}, truth) == {"loss": 0.0, "zK": 0.05}
+    for wrong in (np.array([1.5, 10.0]), np.array([np.nan, 10.0])):
+        with pytest.raises(Unavailable, match="zK differs"):
+            peers.require_agreement({"loss": 1.0, "zK": wrong}, truth)
+
+
+@pytest.mark.parametrize(("tuned", "flow_length"), [(False, 0), (False, 3), (True, 3)])
+def test_the_vae_in_pytorch_is_ours(tuned, flow_length, tmp_path):
+    torch = pytest.importorskip("torch")
+    config = epoch.Config(latent=4, hidden=8, batch_size=16, workdir=str(tmp_path))
+    name = epoch.TUNED if tuned else epoch.EAGER
+    pixels = epoch.synthetic_images(0, 32)
+    step, errors = epoch.torch_slices(config, torch, torch.device("cpu"), name, flow_length, pixels)
+    step()
+    assert {"free_energy", "encode.kernel", "logits.bias"} <= set(errors)
+    assert ("u" in errors) == (flow_length > 0)
+    assert max(errors.values()) < 1e-5
+
+
+# --- The commands.
+
+
+def summary(workdir):
+    names = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "summary.json"} <= names
+    assert [name for name in names if name.endswith(".png")]
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def test_flows(tmp_path, capsys, monkeypatch):
+    def wrong(problem):
+        peer = peers.ours(problem, "scan")
+        return peer._replace(result=lambda output: peer.result(output)._replace(log_det=np.ones(3)))
+
+    def absent(problem):
+        raise Unavailable("not installed")
+
+    def broken(problem):
+        raise AttributeError("no such\nname")
+
+    monkeypatch.setattr(flows, "PEERS", {"FlowJAX": wrong, "Pyro": absent, "normflows": broken})
+    flows.main(["--cases=3x2x2", "--parameters=shared", "--seconds=0.001", "--rounds=1", f"--workdir={tmp_path}"])
+    found = summary(tmp_path)
+    assert [row["name"] for row in found["rows"]] != []
+    assert {row["name"] for row in found["rows"]} == {*flows.OURS, flows.PRODUCTS}
+    assert all(row["median_ms"] > 0.0 for row in found["rows"])
+    why = {one["name"]: one["why"] for one in found["left_out"]}
+    assert set(why) == {"FlowJAX", "Pyro", "normflows"}
+    assert why["FlowJAX"].startswith("its log_det differs from ours")
+    assert (why["Pyro"], why["normflows"]) == ("not installed", "AttributeError: no such name")
+    assert "(128, 784, 128) shared: scan / gram" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["--cases=3x2", "--cases=3x2x0", "--cases=axbxc", "--peers=nobody", "--rounds=0"])
+def test_flows_names_a_wrong_flag(argument, tmp_path):
+    with pytest.raises(UsageError, match=argument.split("=")[0]):
+        flows.main([argument, f"--workdir={tmp_path}"])
+
+
+TINY_EPOCH = ("--images=96", "--steps=2", "--batch_size=16", "--hidden=8", "--latent=3", "--rounds=2", "--flows=0,2")
+
+
+def test_epoch(tmp_path, capsys):
+    epoch.main([*TINY_EPOCH, "--peers=none", f"--workdir={tmp_path}"])
+    found = summary(tmp_path)
+    assert [row["title"] for row in found["rows"]] == [epoch.PRODUCTS, "ours, K=0", "ours, K=2"]
+    assert (found["steps_a_slice"], found["steps_an_epoch"], found["extrapolated"]) == (2, 6, True)
+    for row in found["rows"]:
+        assert row["slices"] == 2
+        assert row["epoch_seconds"] == pytest.approx(6 * row["median_ms"] / 1e3)
+    assert "extrapolated" in capsys.readouterr().out
+
+
+def test_epoch_with_pytorch(tmp_path):
+    pytest.importorskip("torch")
+    epoch.main([*TINY_EPOCH, "--flows=2", "--compiled=9", "--threads=1", f"--workdir={tmp_path}"])
+    found = summary(tmp_path)
+    titles = [row["title"] for row in found["rows"]]
+    assert titles[2:] == ["PyTorch eager, K=2, threads=1", "PyTorch tuned, K=2, threads=1"]
+    assert [one["name"] for one in found["left_out"]] == ["PyTorch compiled, K=2"]
+
+
+def test_epoch_refuses_more_steps_than_there_are(tmp_path):
+    with pytest.raises(UsageError, match="--steps must be at most the 6 batches"):
+        epoch.main([*TINY_EPOCH, "--steps=7", f"--workdir={tmp_path}"])
+
+
+def test_the_floor_computes_every_product(tmp_path):
+    config = epoch.Config(latent=3, hidden=8, batch_size=16, workdir=str(tmp_path))
+    run, _ = epoch.products(config, epoch.synthetic_images(0, 32))
+    bars = run()
+    assert {name: bar.shape for name, bar in bars.items()} == {
+        "encode": (784, 8),
+        "heads": (8, 6),
+        "decode": (3, 8),
+        "logits": (8, 784),
+    }
+    assert all(np.any(np.asarray(bar)) and np.all(np.isfinite(bar)) for bar in bars.values())
+
+
+def test_scaling(tmp_path, capsys):
+    scaling.main(
+        [
+            *("--layers=1,3", "--dims=2", "--batches=4", "--base=4,2,1", "--memory_at=4,2,3", "--compile_at=1,2"),
+            *("--compiles=1", "--seconds=0.001", "--rounds=1", f"--workdir={tmp_path}"),
+        ]
+    )
+    found = summary(tmp_path)
+    assert [row["axis"] for row in found["rows"]] == ["K"] * 4 + ["D"] * 2 + ["B"] * 2
+    assert all(row["median_ms"] > 0.0 and row["compile_seconds"] > 0.0 for row in found["rows"])
+    assert set(found["compile_seconds"]) == {"default", "scan", "gram"}
+    assert "exponents in K, gram" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["--base=1,2", "--memory_at=1", "--compile_at=1,2,3", "--layers=0"])
+def test_scaling_names_a_wrong_flag(argument, tmp_path):
+    with pytest.raises(UsageError, match=argument.split("=")[0]):
+        scaling.main([argument, f"--workdir={tmp_path}"])
