@@ -126,7 +126,7 @@ def density_fit(
     for axes, points, label in ((panels[1], base, "base samples"), (panels[2], samples, "transformed samples")):
         axes.scatter(*points.T, c=angle, cmap="hsv", vmin=-np.pi, vmax=np.pi, s=2, linewidths=0)
         outside = np.mean(np.max(np.abs(points), axis=1) > extent)
-        axes.set_title(f"{label} ({outside:.1%} outside)" if outside else label)
+        axes.set_title(f"{label} ({outside:.1%} outside)" if outside >= 5e-4 else label)
         _square(axes, extent)
     return figure
 
