@@ -157,7 +157,7 @@ def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[st
             key = f"{name}, threads={threads}"
             entries[key] = entry(peer, threads)
             facts[key] = {"case": str(case), **sizes, "name": name, "threads": threads, "errors": errors}
-    times = interleave(entries, seconds=config.seconds, rounds=config.rounds)
+    times = interleave(entries, seconds=config.seconds, rounds=config.rounds, most_seconds=5 * config.seconds)
     rows = [{**facts[key], **milliseconds(seconds)} for key, seconds in times.items()]
     return best_threads(rows), left_out
 
@@ -169,6 +169,8 @@ def checked(build: Callable[[Problem], Peer], problem: Problem, truth: Result) -
         Unavailable: if it cannot take part, or its result is not ours.
     """
     peer = build(problem)
+    if peer.torch is not None:
+        peer.torch.set_num_threads(1)  # several may wait for each other for seconds where others use the processors
     output = peer.run()
     if peer.result is None:
         return peer, None

@@ -264,7 +264,7 @@ def picture(rows: list[dict[str, Any]], exponents: list[dict[str, Any]], base: S
                 axes.set_xticks(x[::2], [str(value) for value in x[::2]], fontsize=8)
                 axes.set_xticks([], minor=True)
             if quantity == "compile_seconds":
-                axes.set_ylim(bottom=0.0)
+                axes.set_ylim(0.0, 1.1 * max(row[quantity] for row in rows))
             else:
                 axes.set_yscale("log")
             axes.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """Timing that is fair between contestants: taken in turns, in one process, and reported with its spread."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -44,20 +45,23 @@ def interleave(
     seconds: float,
     rounds: int,
     least_calls: int = 3,
+    most_seconds: float = math.inf,
     warm_up: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Times all contestants in turns, so that a slow spell of the machine meets all of them.
 
     In each round every contestant has one turn, in an order that is reversed from round to round. A turn is one call
-    that is not timed (caches and threads are the last contestant's), then timed calls until ``seconds / rounds`` are
-    over: one at least. A slow contestant that has had its ``seconds`` and ``least_calls`` sits out the rounds left.
+    that is not timed (caches and threads are the last contestant's; left out where a call is longer than a turn),
+    then timed calls until ``seconds / rounds`` are over: one at least. A slow contestant that has had its ``seconds``
+    and ``least_calls``, or ``most_seconds``, sits out the rounds left.
 
     Args:
         contestants: name -> contestant, compiled already.
         seconds: timed seconds for each contestant, over all rounds.
         rounds: turns of each contestant, at most.
-        least_calls: timed calls of each contestant, at least; at most one a round can be demanded.
+        least_calls: timed calls of each contestant, if there are rounds enough.
+        most_seconds: timed seconds after which nobody has another turn.
         warm_up: whether a turn begins with a call that is not timed.
         clock: seconds, monotonic.
 
@@ -68,12 +72,13 @@ def interleave(
     order = list(contestants)
     for _ in range(rounds):
         for name in order:
-            if len(times[name]) >= least_calls and sum(times[name]) >= seconds:
+            total = sum(times[name])
+            if total >= most_seconds or (total >= seconds and len(times[name]) >= least_calls):
                 continue
             contestant = contestants[name]
             contestant.prepare()
             time.sleep(SETTLE_SECONDS)
-            if warm_up:
+            if warm_up and not (times[name] and times[name][-1] > seconds / rounds):
                 contestant.run()
             turn = 0.0
             while not turn or turn < seconds / rounds:

@@ -96,6 +96,7 @@ class VAE(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.h = h
+        self.method = "scan" if amortized else None  # see flows.default_method
         self.decode = Decoder(latent, hidden, pixels, rngs=rngs)
         self.encode = Encoder(pixels, hidden, latent, flow_length, amortized, rngs=rngs)
 

@@ -45,7 +45,9 @@ class Terms(NamedTuple):
         return kl_weight * kl - temperature * self.log_likelihood
 
 
-def sample_posterior(posterior: Posterior, key: jax.Array, h: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+def sample_posterior(
+    posterior: Posterior, key: jax.Array, h: str, method: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draws ``z_0`` by reparameterisation and sends it through the flow.
 
     Returns:
@@ -54,7 +56,7 @@ def sample_posterior(posterior: Posterior, key: jax.Array, h: str) -> tuple[jax.
     mean, log_std, flow = posterior
     noise = jax.random.normal(key, mean.shape, mean.dtype)
     z0 = mean + jnp.exp(log_std) * noise
-    zK, log_det = planar_flow(flow, z0, h=h)
+    zK, log_det = planar_flow(flow, z0, h=h, method=method)
     return zK, normal_log_prob(z0, mean, log_std), log_det
 
 
@@ -71,7 +73,7 @@ def free_energy(model: VAE, x: jax.Array, key: jax.Array) -> Terms:
 
 
 def _terms(model: VAE, posterior: Posterior, x: jax.Array, key: jax.Array) -> Terms:
-    zK, log_q0, log_det = sample_posterior(posterior, key, model.h)
+    zK, log_q0, log_det = sample_posterior(posterior, key, model.h, model.method)
     logits = model.decode(zK)
     return Terms(
         log_q0=log_q0,
