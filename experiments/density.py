@@ -9,9 +9,9 @@ paper: 0.153). Narrower modes, where the usual form collapses onto one of them (
     python -m experiments.density --scale=0.5                                       # to reach: KL <= 0.02
     python -m experiments.density --scale=0.3 --steps=6000 --anneal_steps=6000      # to reach: KL <= 0.1
 
-Rezende & Mohamed's (2015) U1 to U4:
+Rezende & Mohamed's (2015) U1 to U4, a minute or two each; annealing makes U3 and U4 worse:
 
-    python -m experiments.density --target=U1 --flows=32 --steps=6000 --anneal_steps=3000
+    python -m experiments.density --target=U1 --flows=32 --steps=6000
 """
 
 import dataclasses
@@ -93,9 +93,10 @@ def main(argv: list[str]) -> None:
     loss = free_energy(params, target, test_key, h=config.h)
     if not (math.isfinite(losses[-1]) and math.isfinite(loss.value)):
         run.finish(summarize(config, target, loss) | {"seconds": time.perf_counter() - started})
+        when = "while learning" if not math.isfinite(losses[-1]) else "of the final samples"
         raise UsageError(
-            f"--learning_rate={config.learning_rate:g} is too large: the loss is not finite any more; "
-            f"{run.workdir} holds the losses up to there"
+            f"the loss {when} is not finite; try less than --learning_rate={config.learning_rate:g} "
+            f"({run.workdir} holds what there is)"
         )
     draw(config, target, params, losses, loss, sample_key, run)
     summary = summarize(config, target, loss)
@@ -214,12 +215,17 @@ def fit(config: Config, target: Target, key: jax.Array, run: Run | None = None) 
 def free_energy(params: Params, target: Target, key: jax.Array, *, h: str = "tanh", samples: int = SAMPLES) -> Estimate:
     """``E_q[log q(z) - log p(z)]`` from ``samples`` fresh draws (a multiple of ``CHUNK``), chunk by chunk."""
 
-    def chunk(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def chunk(params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         z, log_q = jax.vmap(lambda one: sample(params, one, h))(jax.random.normal(key, (CHUNK, 2)))
         values = log_q - jax.vmap(target.log_density)(z)
         return jnp.mean(values), jnp.var(values)
 
-    chunks = jax.jit(lambda keys: jax.lax.map(chunk, keys))(jax.random.split(key, samples // CHUNK))
+    # Parameters are arguments, here and in `draw`: as constants, XLA may fold a layer with a tiny w to NaN.
+    @jax.jit
+    def run(params: Params, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.map(lambda key: chunk(params, key), keys)
+
+    chunks = run(params, jax.random.split(key, samples // CHUNK))
     means, variances = (np.asarray(moment, np.float64) for moment in chunks)
     variance = np.mean(variances) + np.var(means)  # within the chunks and between them
     return Estimate(float(np.mean(means)), float(np.sqrt(variance / samples)))
@@ -259,7 +265,7 @@ def draw(
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1))  # [rows: z2, columns: z1, 2]
 
     @jax.jit
-    def after(k: int) -> tuple[jax.Array, jax.Array]:
+    def after(params: Params, k: int) -> tuple[jax.Array, jax.Array]:
         """The flow of the first k layers: samples ``[S, 2]`` and the density on the grid."""
         # A layer with u = 0 is the identity, so that one compiled program serves every k.
         first = (jnp.arange(config.flows) < k)[:, None]
@@ -269,7 +275,7 @@ def draw(
 
     truth = jax.jit(jax.vmap(jax.vmap(lambda one: jnp.exp(target.log_density(one) - target.log_z))))(grid)
     shown = np.unique(np.linspace(0, config.flows, 6).round().astype(int)).tolist()
-    layers = {k: jax.tree.map(np.asarray, after(k)) for k in shown}  # k -> (samples, density)
+    layers = {k: jax.tree.map(np.asarray, after(params, k)) for k in shown}  # k -> (samples, density)
     (base, _), (samples, density) = layers[0], layers[config.flows]
     run.save_figure(
         "density.png",
