@@ -102,7 +102,8 @@ def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     finfo = jnp.finfo(w.dtype)
     nonzero = scale > finfo.tiny / finfo.eps
     scale = jnp.where(nonzero, scale, 1.0)
-    direction = w / scale
+    # The barrier: where w is a compile-time constant, XLA would turn (w / scale)^2 into w^2 / scale^2.
+    direction = lax.optimization_barrier(w / scale)
     norm2 = jnp.where(nonzero, jnp.sum(jnp.square(direction)), 1.0)
     u_hat = u + jnp.where(nonzero, correction / scale, 0.0) * direction / norm2
     return u_hat, w_u_hat, m, log_m

@@ -570,6 +570,22 @@ def test_values_and_gradients_are_finite_at_the_edges(h, method, dtype):
 
 
 @each_method
+def test_parameters_that_are_compile_time_constants_give_what_arguments_give(method, dtype):
+    # XLA reassociates divisions by a constant: without the barrier in `constrain` all of this is NaN.
+    rng = np.random.default_rng(0)
+    finfo = np.finfo(dtype)
+    sizes = np.geomspace(10 * finfo.tiny / finfo.eps, finfo.max**0.65, 12, dtype=dtype)
+    u, w = rng.normal(size=(2, len(sizes), 3, 2)).astype(dtype)
+    params = Planar(u, w * sizes[:, None, None], np.zeros((len(sizes), 3), dtype))
+    z0 = rng.normal(size=(len(sizes), 2)).astype(dtype)
+    function = compiled_with_gradients("tanh", method).__wrapped__
+    expected, actual = jax.jit(function)(params, z0), jax.jit(functools.partial(function, params))(z0)
+    for expected_leaf, actual_leaf in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        for e, a in zip(expected_leaf, actual_leaf, strict=True):  # one flow each, as their gradients differ in size
+            np.testing.assert_allclose(a, e, rtol=0, atol=16 * finfo.eps * np.max(np.abs(e)))
+
+
+@each_method
 @each_h
 def test_a_flow_with_u_0_is_the_identity_bit_for_bit_and_can_be_trained_away_from_it(h, method, dtype):
     size = 200
