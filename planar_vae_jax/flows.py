@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from planar_vae_jax.log_slope import log_slope
 from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity
-from planar_vae_jax.recursion import PRECISION, preactivations
+from planar_vae_jax.recursion import PRECISION, Layers, gram_layers
 
 # c in m = softplus(w.u + c); chosen so that m = 1 where w.u = 0.
 SHIFT = math.log(math.e - 1.0)
@@ -48,17 +49,6 @@ def _nonlinearity(h: str) -> Nonlinearity:
             f"only then does w.u_hat > -1 make every layer invertible); got {h!r}"
         )
     return NONLINEARITIES[h]
-
-
-class _Layers(NamedTuple):
-    """What the K layers need besides ``z``: computed once, outside every scan over layers."""
-
-    u_hat: jax.Array  # [K, D]
-    w: jax.Array  # [K, D]
-    b: jax.Array  # [K]
-    w_u_hat: jax.Array  # [K], > -1
-    m: jax.Array  # [K], 1 + w.u_hat > 0 (0 where it underflows)
-    log_m: jax.Array  # [K], finite also where m underflows
 
 
 def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -109,42 +99,23 @@ def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     return u_hat, w_u_hat, m, log_m
 
 
-def _prepare(params: Planar) -> _Layers:
-    u_hat, w_u_hat, m, log_m = jax.vmap(constrain)(params.u, params.w)
-    return _Layers(u_hat, params.w, params.b, w_u_hat, m, log_m)
+def _prepare(params: Planar) -> Layers:
+    u, w, b = map(jnp.array, params)  # a copy in name: JAX's custom rules refuse numpy arrays under vmap
+    u_hat, w_u_hat, m, log_m = jax.vmap(constrain)(u, w)
+    return Layers(u_hat, w, b, w_u_hat, m, log_m)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _log_slope(
-    nonlinearity: Nonlinearity, a: jax.Array, w_u_hat: jax.Array, m: jax.Array, log_m: jax.Array
-) -> jax.Array:
-    """``log v`` with ``v = 1 + h'(a) w.u_hat``, elementwise; ``w_u_hat = m - 1``."""
-    return _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m)[0]
+def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Layers) -> jax.Array:
+    """``sum_k log(1 + h'(a_k) w_k.u_hat_k)`` for ``a [K]``; a derivative of its own costs half of autodiff's."""
+    return jnp.sum(log_slope(nonlinearity, a, layers.w_u_hat, layers.m, layers.log_m).value)
 
 
-def _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m):
-    slope, complement = nonlinearity.slopes(a)
-    # Where v may be small: two non-negative terms, nothing to cancel. Elsewhere: relative accuracy near
-    # the identity, and 0 for it exactly.
-    small = m < 0.5
-    v = jnp.where(small, complement + slope * m, 1.0 + slope * w_u_hat)
-    # Both terms underflow only on the hyperplane a = 0 itself, with m < tiny; there h' = 1.
-    degenerate = v <= jnp.finfo(v.dtype).tiny
-    v = jnp.where(degenerate, 1.0, v)
-    log_v = jnp.where(small, jnp.where(degenerate, log_m, jnp.log(v)), jnp.log1p(slope * w_u_hat))
-    return log_v, degenerate, 1.0 / v, slope
-
-
-@_log_slope.defjvp
-def _log_slope_jvp(nonlinearity, primals, tangents):
-    # dv = h'' (m - 1) da + h' dm. Autodiff would take the terms of v apart, at twice the cost. Where the result is
-    # log_m it moves with log_m; the other derivatives, at a point of measure zero, are set to 0.
-    (a, w_u_hat, m, log_m), (a_dot, w_u_hat_dot, m_dot, log_m_dot) = primals, tangents
-    # m_dot = w_u_hat_dot, but autodiff's derivative of expm1, expm1 + 1, has no digits left where m is small.
-    m_dot = jnp.where(m < 0.5, m_dot, w_u_hat_dot)
-    log_v, degenerate, inverse, slope = _log_slope_parts(nonlinearity, a, w_u_hat, m, log_m)
-    v_dot = nonlinearity.curvature(a) * w_u_hat * a_dot + slope * m_dot
-    return log_v, jnp.where(degenerate, log_m_dot, inverse * v_dot)
+@_log_det.defjvp
+def _log_det_jvp(nonlinearity, primals, tangents):
+    (a, layers), (a_dot, layers_dot) = primals, tangents
+    terms = log_slope(nonlinearity, a, layers.w_u_hat, layers.m, layers.log_m)
+    return jnp.sum(terms.value), jnp.sum(terms.by_a * a_dot + terms.by_log_m * layers_dot.log_m)
 
 
 def init_planar(
@@ -222,10 +193,7 @@ def planar_flow(
         method = default_method(*params.u.shape)
     if method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, or None; got {method!r}")
-    layers = _prepare(params)
-    zK, a = _METHODS[method](layers, z0, nonlinearity)
-    log_det = jnp.sum(_log_slope(nonlinearity, a, layers.w_u_hat, layers.m, layers.log_m))
-    return zK, log_det
+    return _METHODS[method](nonlinearity, jnp.asarray(z0), _prepare(params))
 
 
 def default_method(flow_length: int, dim: int) -> str:
@@ -238,30 +206,18 @@ def default_method(flow_length: int, dim: int) -> str:
     return "gram" if dim > 2 and 1 < flow_length <= 8 * dim else "scan"
 
 
-def _scan(layers: _Layers, z0: jax.Array, nonlinearity: Nonlinearity) -> tuple[jax.Array, jax.Array]:
-    """K layers one after the other. Returns ``(zK [D], a [K])``."""
+def _scan(nonlinearity: Nonlinearity, z0: jax.Array, layers: Layers) -> tuple[jax.Array, jax.Array]:
+    """K layers one after the other."""
 
-    def layer(z: jax.Array, one: _Layers) -> tuple[jax.Array, jax.Array]:
+    def layer(z: jax.Array, one: Layers) -> tuple[jax.Array, jax.Array]:
         a = jnp.dot(one.w, z, precision=PRECISION) + one.b
         return z + nonlinearity.value(a) * one.u_hat, a
 
-    return lax.scan(layer, z0, layers)
+    zK, a = lax.scan(layer, z0, layers)
+    return zK, _log_det(nonlinearity, a, layers)
 
 
-def _gram(layers: _Layers, z0: jax.Array, nonlinearity: Nonlinearity) -> tuple[jax.Array, jax.Array]:
-    """The same map through ``G = w u_hat^T``. Returns ``(zK [D], a [K])``.
-
-    ``z_k = z_0 + sum_{j<=k} h_j u_hat_j``, hence ``a_k = (w_k.z_0 + b_k) + sum_{j<k} G[k, j] h_j``.
-    """
-    if layers.b.size == 0:  # no layers; JAX refuses a[k] there
-        return jnp.asarray(z0), layers.b
-    gram = jnp.dot(layers.w, layers.u_hat.T, precision=PRECISION)
-    a0 = jnp.dot(layers.w, z0, precision=PRECISION) + layers.b
-    a = preactivations(nonlinearity, a0, gram)
-    return z0 + jnp.dot(nonlinearity.value(a), layers.u_hat, precision=PRECISION), a
-
-
-_METHODS = {"scan": _scan, "gram": _gram}
+_METHODS = {"scan": _scan, "gram": gram_layers}
 
 
 def inverse_planar_flow(params: Planar, zK: jax.Array, *, h: str = "tanh") -> tuple[jax.Array, jax.Array]:
@@ -290,13 +246,13 @@ def inverse_planar_flow(params: Planar, zK: jax.Array, *, h: str = "tanh") -> tu
     nonlinearity = _nonlinearity(h)
     layers = _prepare(params)
 
-    def layer(z: jax.Array, one: _Layers) -> tuple[jax.Array, jax.Array]:
+    def layer(z: jax.Array, one: Layers) -> tuple[jax.Array, jax.Array]:
         y = jnp.dot(one.w, z, precision=PRECISION) + one.b
         a = _solve_preactivation(nonlinearity, y, one.m)
         return z - nonlinearity.value(a) * one.u_hat, a
 
     z0, a = lax.scan(layer, zK, layers, reverse=True)
-    return z0, -jnp.sum(_log_slope(nonlinearity, a, layers.w_u_hat, layers.m, layers.log_m))
+    return z0, -_log_det(nonlinearity, a, layers)
 
 
 # Measured over m in [1e-300, 1e6] and |y| in [1e-300, 1e6]: see tests/test_flows.py, which counts them.

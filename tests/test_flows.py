@@ -202,6 +202,59 @@ def test_second_derivatives_are_right_on_the_hyperplane_too(method, x64):
     np.testing.assert_allclose(hessian, -2.0 * (1.0 - 1.0 / m) * np.outer(w[0], w[0]), rtol=1e-13)
 
 
+def nested(modes, function, argnums):
+    """``function`` differentiated once by each of ``modes``."""
+    for mode in modes:
+        function = mode(function, argnums)
+    return function
+
+
+@pytest.mark.parametrize("dim", [2, 6], ids=["narrow", "dense"])
+@pytest.mark.parametrize(
+    "modes",
+    [
+        (jax.jacrev, jax.jacfwd),
+        (jax.jacrev, jax.jacrev),
+        (jax.jacfwd, jax.jacrev),
+        (jax.jacfwd, jax.jacfwd),
+        (jax.jacrev, jax.jacrev, jax.jacrev),
+    ],
+    ids=lambda modes: " ".join(mode.__name__ for mode in modes),
+)
+def test_the_gram_form_can_be_differentiated_in_either_mode_again_and_again(modes, dim, x64):
+    params, z0 = draw(dim, 18, scale=0.5)
+
+    def derivatives(method):
+        def value(*args):
+            return objective(Planar(*args[:3]), args[3], h="tanh", method=method)[0]
+
+        # By z0 alone as well: constants among what is differentiated are a case of their own.
+        return [jax.jit(nested(modes, value, argnum))(*params, z0) for argnum in (2, 3)]
+
+    for actual, expected in zip(derivatives("gram"), derivatives("scan"), strict=True):
+        assert np.max(np.abs(expected)) > 1e-3
+        assert_trees_close(actual, expected, tolerance=1e-11)
+
+
+@pytest.mark.parametrize("dim", [2, 6], ids=["narrow", "dense"])
+@pytest.mark.parametrize("axes", [(None, None), (None, 0), (0, None), (0, 0)], ids=str)
+def test_the_gram_form_under_two_vmaps_is_the_layer_scan(axes, dim, x64):
+    # Samples of images: parameters may be shared by all, by the samples of an image, or by none.
+    params, _ = draw(dim, 18)
+    shape = tuple(size for size, axis in zip((3, 4), axes, strict=True) if axis == 0)
+    scales = np.linspace(0.5, 1.5, math.prod(shape)).reshape(shape)
+    params = jax.tree.map(lambda leaf: np.multiply.outer(scales, leaf), params)
+    z0 = np.random.default_rng(0).normal(size=(3, 4, dim))
+
+    def gradients(method):
+        function = functools.partial(objective, h="tanh", method=method)
+        for axis in reversed(axes):
+            function = jax.vmap(function, in_axes=(axis, 0))
+        return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(function(*args)[0]), argnums=(0, 1)))(params, z0)
+
+    assert_trees_close(gradients("gram"), gradients("scan"), tolerance=1e-12)
+
+
 LARGE = pytest.mark.parametrize(("dim", "flow_length"), [(784, 16), (16, 256)])
 
 
@@ -503,33 +556,20 @@ def test_nonlinearity_keeps_its_promises(h, x64):
     assert np.all(bound[small] < 1.5 * positive[small])
 
 
-def naive_recursion(r, L):
-    a = np.zeros_like(r)
-    for k in range(len(r)):
-        a[k] = r[k] + sum(L[k, j] * np.tanh(a[j]) for j in range(k))
-    return a
-
-
-@pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 19])
-def test_blocked_recursion_is_the_plain_one_and_reads_nothing_on_or_above_the_diagonal(size, x64):
+@pytest.mark.parametrize("size", [1, 7, 16, 17, 40])
+def test_substitution_in_blocks_is_the_plain_one_and_reads_nothing_on_or_above_the_diagonal(size, x64):
     rng = np.random.default_rng(size)
-    r, L = rng.normal(size=size), rng.normal(size=(size, size))
-    weights = rng.normal(size=size)
+    r, L, shift = rng.normal(size=(size, 3)), rng.normal(size=(size, size)), rng.normal(size=size)
 
-    def value(r, L):
-        a = recursion.preactivations(NONLINEARITIES["tanh"], r, L)
-        return jnp.dot(weights, a), a
+    def layer(shift, total):
+        return jnp.tanh(total + shift), total
 
-    (_, a), (in_r, in_L) = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(r, L)
-    expected = naive_recursion(r, L)
-    np.testing.assert_allclose(a, expected, rtol=0, atol=1e-13)
-    np.testing.assert_array_equal(np.triu(in_L), np.zeros_like(L))
-    # (I - L h') da = dr + dL h, with L strictly lower.
-    value = np.tanh(expected)
-    adjoint = np.linalg.solve((np.eye(size) - np.tril(L, -1) * (1 - value**2)).T, weights)
-    tolerance = 1e-12 * np.max(np.abs(adjoint))
-    np.testing.assert_allclose(in_r, adjoint, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(in_L, np.tril(np.outer(adjoint, value), -1), rtol=0, atol=tolerance)
+    value, total = np.zeros((2, size, 3))
+    for k in range(size):
+        total[k] = r[k] + L[k, :k] @ value[:k]
+        value[k] = np.tanh(total[k] + shift[k])
+    actual = jax.jit(functools.partial(recursion._substitute, layer))(shift, r, L)
+    assert_trees_close(actual, (value, total), tolerance=1e-13)
 
 
 # --- Edges

@@ -1,0 +1,46 @@
+"""``log(1 + h'(a) w.u_hat)``, a layer's share of the log-determinant, with its derivatives."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from planar_vae_jax.nonlinearities import Nonlinearity
+
+
+class LogSlope(NamedTuple):
+    """``log v`` with ``v = 1 + h'(a) w.u_hat > 0``, elementwise, and what its derivative needs."""
+
+    value: jax.Array  # log v
+    slope: jax.Array  # h'(a)
+    by_a: jax.Array  # d log v / da
+    by_log_m: jax.Array  # d log v / d log m, in [0, 1]
+
+
+def log_slope(
+    nonlinearity: Nonlinearity, a: jax.Array, w_u_hat: jax.Array, m: jax.Array, log_m: jax.Array
+) -> LogSlope:
+    """``v = (1 - h') + h' m`` with ``m = 1 + w.u_hat``: two non-negative terms.
+
+    Args:
+        nonlinearity: ``h``.
+        a: pre-activations, any shape.
+        w_u_hat: ``m - 1``, to its own relative accuracy.
+        m: ``> 0``, or 0 where it underflows.
+        log_m: finite also there.
+    """
+    slope, complement = nonlinearity.slopes(a)
+    # Where v may be small: the two terms, as nothing cancels in them. Elsewhere: relative accuracy near the identity.
+    small = m < 0.5
+    excess = slope * w_u_hat
+    v = jnp.where(small, complement + slope * m, 1.0 + excess)
+    # Both terms underflow only on the hyperplane a = 0 itself, with m < tiny; there h' = 1 and v = m.
+    degenerate = v <= jnp.finfo(v.dtype).tiny
+    v = jnp.where(degenerate, 1.0, v)
+    inverse = 1.0 / v
+    # log1p(excess) = log v + what the rounding of v lost, to first order: one logarithm for both sides.
+    lost = jnp.where(small, 0.0, (excess - (v - 1.0)) * inverse)
+    value = jnp.where(degenerate, log_m, jnp.log(v) + lost)
+    by_a = jnp.where(degenerate, 0.0, nonlinearity.curvature(a) * w_u_hat * inverse)
+    by_log_m = jnp.where(degenerate, 1.0, slope * m * inverse)
+    return LogSlope(value, slope, by_a, by_log_m)
