@@ -11,8 +11,8 @@ from jax.custom_batching import custom_vmap
 def batch_last(run: Callable[[Any, Any], Any], events: Any, shared: Any) -> Any:
     """``run(events, shared)``, laid out for batches of events.
 
-    ``jax.vmap`` puts a batch first, where one scalar of all events lies scattered in memory. Here it comes last, so that
-    ``run`` sees that scalar as a contiguous vector.
+    ``jax.vmap`` puts a batch first, where one scalar of all events lies scattered in memory. Here it comes last, so
+    that ``run`` sees that scalar as a contiguous vector.
 
     Args:
         run: a function of two pytrees whose ``events`` are arrays ``[K, ..., *batch]``, as are its results.

@@ -20,6 +20,7 @@ there is nothing to cancel, no ``abs`` and no epsilon.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from jax import lax
 
 from planar_vae_jax.log_slope import log_slope
 from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity
-from planar_vae_jax.recursion import PRECISION, Layers, gram_layers
+from planar_vae_jax.recursion import NARROW, PRECISION, Layers, gram_layers
 
 # c in m = softplus(w.u + c); chosen so that m = 1 where w.u = 0.
 SHIFT = math.log(math.e - 1.0)
@@ -178,8 +179,8 @@ def planar_flow(
         h: the nonlinearity, one of ``NONLINEARITIES``.
         method: ``"scan"`` carries ``z`` through ``lax.scan`` over the layers, O(K D) an event, and reverse
             mode keeps K copies of ``z``. ``"gram"`` is the same map from two matrix products and a
-            recursion over K scalars; reverse mode keeps O(K) an event. None picks by shape, see
-            :func:`default_method`.
+            recursion over K scalars (:mod:`planar_vae_jax.recursion`); reverse mode keeps O(K) an event. None
+            picks by shape, see :func:`default_method`.
 
     Returns:
         ``(zK [D], log_det [])``, where ``log_det = log|det dzK/dz0|`` in nats.
@@ -197,13 +198,13 @@ def planar_flow(
 
 
 def default_method(flow_length: int, dim: int) -> str:
-    """``"gram"`` for ``D > 2`` and ``1 < K <= 8 D``, else ``"scan"``.
+    """``"gram"`` for ``D <= 4`` or ``K <= 16 D``, else ``"scan"``.
 
-    The faster one on CPU for a batch that shares its parameters: a scanned layer costs O(D) an event, a Gram step O(K).
-    Where each event has parameters of its own (amortised) the Gram form's products are no matrix products over
-    the batch any more, which cannot be seen from here: ask for ``"scan"`` there.
+    The faster one on CPU for a batch that shares its parameters (BUILD_NOTES.md): a scanned layer costs O(D) an
+    event, a Gram step O(K), or O(D) for a D of a few. Where each event has parameters of its own (amortised) the Gram
+    form's products are no matrix products over the batch any more, which cannot be seen from here: ask for ``"scan"``.
     """
-    return "gram" if dim > 2 and 1 < flow_length <= 8 * dim else "scan"
+    return "gram" if dim <= NARROW or flow_length <= 16 * dim else "scan"
 
 
 def _scan(nonlinearity: Nonlinearity, z0: jax.Array, layers: Layers) -> tuple[jax.Array, jax.Array]:
@@ -217,7 +218,10 @@ def _scan(nonlinearity: Nonlinearity, z0: jax.Array, layers: Layers) -> tuple[ja
     return zK, _log_det(nonlinearity, a, layers)
 
 
-_METHODS = {"scan": _scan, "gram": gram_layers}
+_METHODS: dict[str, Callable[[Nonlinearity, jax.Array, Layers], tuple[jax.Array, jax.Array]]] = {
+    "scan": _scan,
+    "gram": gram_layers,
+}
 
 
 def inverse_planar_flow(params: Planar, zK: jax.Array, *, h: str = "tanh") -> tuple[jax.Array, jax.Array]:

@@ -17,9 +17,7 @@ class LogSlope(NamedTuple):
     by_log_m: jax.Array  # d log v / d log m, in [0, 1]
 
 
-def log_slope(
-    nonlinearity: Nonlinearity, a: jax.Array, w_u_hat: jax.Array, m: jax.Array, log_m: jax.Array
-) -> LogSlope:
+def log_slope(nonlinearity: Nonlinearity, a: jax.Array, w_u_hat: jax.Array, m: jax.Array, log_m: jax.Array) -> LogSlope:
     """``v = (1 - h') + h' m`` with ``m = 1 + w.u_hat``: two non-negative terms.
 
     Args:

@@ -31,7 +31,7 @@ PRECISION = lax.Precision.HIGHEST
 # Layers that are taken one by one before a product of matrices carries them to all later ones (BUILD_NOTES.md).
 BLOCK = 16
 
-# Up to this D the recursion carries z.
+# Up to this D the recursion carries z (BUILD_NOTES.md).
 NARROW = 4
 
 # (parameters of a layer, total) -> (value, anything else that the layer gives), elementwise over a batch.
@@ -170,9 +170,7 @@ def _linear(layer: Layer, start: Any, finish: Any, events: Any, w: jax.Array, u:
     return batch_last(run, events, _dot(w, u.T))
 
 
-def _carry(
-    layer: Layer, layers: Any, start: jax.Array, w: jax.Array, u: jax.Array
-) -> tuple[jax.Array, jax.Array, Any]:
+def _carry(layer: Layer, layers: Any, start: jax.Array, w: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
     """``total_k = w_k.y_k`` with ``y_k = start + sum_{j<k} value_j u_j`` carried along.
 
     Args:
