@@ -12,6 +12,7 @@ the files that a tree of leaves takes.
 Knows no model and no experiment. Orbax is imported by the first :class:`Checkpoints`.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -203,8 +204,8 @@ class Checkpoints:
         whole = self._manager.restore(step, args=args).meta
         if isinstance(whole["format"], int) and whole["format"] > FORMAT:
             raise _NewerFormatError(
-                f"checkpoint {self.directory / str(step)} is of format {whole['format']}, written by a newer version of "
-                f"planar_vae_jax; this one reads up to format {FORMAT}"
+                f"checkpoint {self.directory / str(step)} is of format {whole['format']}, written by a newer version "
+                f"of planar_vae_jax; this one reads up to format {FORMAT}"
             )
         if whole["format"] != FORMAT or whole["crc32"] != _crc(whole["content"]):
             raise ValueError("its meta data do not fit their checksum")
@@ -234,6 +235,8 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> CheckpointError:
         """The error to raise, after what is left of the failed save has been removed."""
+        with contextlib.suppress(Exception):  # the parts of it that still run in the background
+            self._manager.wait_until_finished()
         for path in self.directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         return CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}")

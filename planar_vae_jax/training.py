@@ -223,8 +223,8 @@ def run_pieces(
         stopping: asked between calls whether to end here.
 
     Returns:
-        ``(state, info, reached, failed)``: the steps before ``reached`` are done. ``failed`` tells that the step of that
-        number is not finite; ``state`` is the one before it then, and ``info`` holds it.
+        ``(state, info, reached, failed)``: the steps before ``reached`` are done. ``failed`` tells that the step of
+        that number is not finite; ``state`` is the one before it then, and ``info`` holds it.
     """
     while start < stop and not stopping():
         end = pace.end(start, stop)
