@@ -186,6 +186,12 @@ class Checkpoints:
             self._prune()
         finally:
             self._manager.close()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Removes what saves left that did not finish."""
+        for path in self.directory.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self) -> None:
         """Deletes all but the newest and the best, of which nothing is being written now."""
@@ -237,8 +243,7 @@ class Checkpoints:
         """The error to raise, after what is left of the failed save has been removed."""
         with contextlib.suppress(Exception):  # the parts of it that still run in the background
             self._manager.wait_until_finished()
-        for path in self.directory.glob(f"*{_UNFINISHED}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._sweep()
         return CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}")
 
 

@@ -63,9 +63,8 @@ class Folder:
 
     def array_file(self, step):
         """The largest file of the step: its arrays."""
-        return max(
-            (p for p in (self.path / str(step) / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-        )
+        files = (path for path in (self.path / str(step) / "arrays").rglob("*") if path.is_file())
+        return max(files, key=lambda path: path.stat().st_size)
 
     def meta_file(self, step):
         return self.path / str(step) / "meta" / "metadata"
@@ -184,7 +183,7 @@ def test_when_none_is_whole_that_is_an_error_and_nothing_is_moved(folder):
     for step in (1, 2):
         flip(folder.array_file(step), 0.9)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="none of the 2 checkpoints in .* is whole; step 2: .*checksum"):
+        with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* is whole; step 2: .*checksum"):
             folder.restore()
     assert not (folder.path / "damaged").exists()
 
@@ -239,7 +238,7 @@ def test_a_save_that_fails_in_the_background_is_told_and_leaves_no_trace(folder,
         checkpoints.save(3, make(3), {})
         checkpoints.wait()
 
-    with pytest.raises(CheckpointError, match="could not be written to .*: OSError: .*No space left"):
+    with pytest.raises(CheckpointError, match=r"could not be written to .*: OSError: .*No space left"):
         folder(action)
     assert sorted(path.name for path in folder.path.iterdir()) == ["1", "2"]
     monkeypatch.undo()
