@@ -231,7 +231,7 @@ def test_a_save_that_fails_in_the_background_is_told_and_leaves_no_trace(folder,
         checkpoints.wait()
         handler = checkpoints._ocp.JsonCheckpointHandler
 
-        def full(self, path, *_args):
+        async def full(self, _item, path):
             raise OSError(28, "No space left on device", str(path))
 
         monkeypatch.setattr(handler, "_save_fn", full)
