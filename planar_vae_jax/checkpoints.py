@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import json
 import logging
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -289,7 +290,9 @@ def _crc(content: Any) -> int:
 
 
 def _brief(error: BaseException) -> str:
-    """The error's first line, at most 200 characters."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else ""
-    return f"{type(error).__name__}: {text}"[:200]
+    """One line: what the operating system said, if it can be told from the rest, else the error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    said = re.search(r"OS error \d+: (?:E[A-Z0-9]+ )?([^\]]+)", text)  # TensorStore's way to put it
+    return said[1] if said else f"{type(error).__name__}: {text}"[:200]
