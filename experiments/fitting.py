@@ -207,7 +207,9 @@ class _Fit:
             what = f"the {which} of step {log.position + 1} of {name} {log.unit + 1} is not finite"
         folder = self.run.workdir / "failed"
         folder.mkdir(exist_ok=True)
-        arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+        arrays = {
+            jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        }
         arrays |= {f"batch.{key}": array for key, array in batch.items()}
         with replacing(folder / "state.npz") as temporary:
             np.savez(temporary, **{key: np.asarray(array) for key, array in arrays.items()})
