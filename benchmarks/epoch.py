@@ -216,7 +216,7 @@ def ours(config: Config, flows: int, pixels: np.ndarray) -> tuple[Callable[[], A
 
     def step() -> None:
         nonlocal state, info, number
-        state, info, _ = epoch.piece(state, info, epoch.start(key, number), 0, epoch.steps)
+        state, info, _ = epoch.piece(epoch.start(key, number), state, info, 0, epoch.steps)
         jax.block_until_ready((state, epoch.means(info)))
         number += 1
 

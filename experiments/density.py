@@ -196,8 +196,9 @@ def train(config: Config, target: Target, key: jax.Array, run: ResumableRun) -> 
 
     # Key and temperatures are arguments: as constants they would be folded.
     @jax.jit
-    def piece(state, info, data, start, stop):
-        return training.run_piece(loss, optimizer, state, info, *data, start, stop)
+    def piece(data, state, info, start, stop):
+        betas, key = data
+        return training.run_piece(loss, optimizer, state, info, betas, key, start, stop)
 
     def span(part: int) -> tuple[int, int]:
         return part * size, min((part + 1) * size, config.steps)

@@ -4,6 +4,7 @@ Between calls a signal is answered, between units metrics and checkpoints are wr
 rest follows from, so a run that was stopped and goes on is the run in one go, bit for bit but for its seconds.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class Course(NamedTuple):
     units: int
     span: Callable[[int], tuple[int, int]]  # unit -> its first step, and the one after its last
     data: Callable[[int, jax.Array], Any]  # (unit, the run's key) -> what `piece` and `batch` are given
-    piece: Callable[..., tuple[training.TrainState, training.StepInfo, jax.Array]]  # (state, info, data, start, stop)
+    piece: Callable[..., tuple[training.TrainState, training.StepInfo, jax.Array]]  # (data, state, info, start, stop)
     batch: Callable[[Any, int], dict[str, Any]]  # (data, step) -> the arrays of that step, for a failure
     report: Callable[[int, training.TrainState, training.StepInfo], dict[str, Any]]  # unit -> a line of metrics
     score: str  # the entry of that line by which the best checkpoint is chosen, the lowest
@@ -146,7 +147,7 @@ class _Fit:
             start, stop = course.span(log.unit)
             started = time.perf_counter()
             state, info, reached, failed = training.run_pieces(
-                lambda state, info, start, stop, data=data: course.piece(state, info, data, start, stop),
+                functools.partial(course.piece, data),
                 state,
                 info,
                 start + log.position,
@@ -212,7 +213,7 @@ class _Fit:
         }
         arrays |= {f"batch.{key}": array for key, array in batch.items()}
         with replacing(folder / "state.npz") as temporary:
-            np.savez(temporary, **{key: np.asarray(array) for key, array in arrays.items()})
+            np.savez(temporary, **{key: np.asarray(array) for key, array in arrays.items()})  # type: ignore[arg-type]
         self.checkpoints.wait()
         good = (
             "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint is of step {self.saved}"

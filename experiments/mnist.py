@@ -211,7 +211,7 @@ class Epoch(NamedTuple):
 
     steps: int
     start: Callable[[jax.Array, int], Any]  # (the run's key, the epoch's number) -> what `piece` is given
-    piece: Callable[..., tuple[training.TrainState, training.StepInfo, jax.Array]]  # (state, info, start(), from, to)
+    piece: Callable[..., tuple[training.TrainState, training.StepInfo, jax.Array]]  # (start(), state, info, from, to)
     means: Callable[[training.StepInfo], training.StepInfo]  # over the steps of the epoch
     info: Callable[[training.TrainState], training.StepInfo]  # of an epoch before its first step
     pixels: Callable[[Any, int], dict[str, Any]]  # (start(), step) -> that step's batch
@@ -235,7 +235,7 @@ def compile_epoch(config: Config, model: Model, optimizer: optax.GradientTransfo
 
     # The pixels are an argument: as a constant they would be compiled in. Nothing is donated (see run_pieces).
     @jax.jit
-    def piece(state, info, pixels, data, start, stop):
+    def piece(pixels, data, state, info, start, stop):
         indices, key, weights = data
         return training.run_piece(loss(pixels, weights), optimizer, state, info, indices, key, start, stop)
 
@@ -250,7 +250,7 @@ def compile_epoch(config: Config, model: Model, optimizer: optax.GradientTransfo
     return Epoch(
         size // batch_size,
         start,
-        lambda state, info, data, start, stop: piece(state, info, pixels, data, start, stop),
+        functools.partial(piece, pixels),
         jax.jit(lambda info: jax.tree.map(jnp.mean, info)),
         empty,
         batch,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -14,7 +15,7 @@ import jax
 from tqdm import tqdm
 
 from experiments import signals
-from experiments.files import RunError, replacing, write_json
+from experiments.files import RunError, finite, replacing, write_json
 from experiments.flags import UsageError
 from planar_vae_jax.checkpoints import CheckpointError
 from planar_vae_jax.data import DataError
@@ -113,6 +114,11 @@ class Run:
             raise UsageError(f"--workdir={config.workdir} holds a run already; name another, or move it away")
         write_json(self.workdir / "config.json", describe(config, experiment))
         print(f"writing to {self.workdir}", flush=True)
+
+    def log(self, **metrics: Any) -> None:
+        """Appends one line to ``metrics.jsonl``."""
+        with (self.workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(finite(metrics), allow_nan=False) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``."""

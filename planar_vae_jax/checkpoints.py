@@ -107,7 +107,7 @@ class Checkpoints:
         self.wait()
         self._prune()
         vector = _pack(tree)
-        content = {"meta": meta, "score": score, "leaves": _describe(tree), "crc32": zlib.crc32(vector)}
+        content = {"meta": meta, "score": score, "leaves": _describe(tree), "crc32": zlib.crc32(vector.data)}
         whole = {"format": FORMAT, "crc32": _crc(content), "content": content}
         args = self._ocp.args.Composite(arrays=self._ocp.args.ArraySave(vector), meta=self._ocp.args.JsonSave(whole))
         try:
@@ -222,7 +222,7 @@ class Checkpoints:
         content = self._read_meta(step)
         args = self._ocp.args.Composite(arrays=self._ocp.args.ArrayRestore())
         vector = np.ascontiguousarray(self._manager.restore(step, args=args).arrays)
-        if zlib.crc32(vector) != content["crc32"]:
+        if zlib.crc32(vector.data) != content["crc32"]:
             raise ValueError("its arrays do not fit their checksum")
         if content["leaves"] != _describe(like):
             raise ValueError("its arrays are of other names or shapes than this run's")
