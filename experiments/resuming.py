@@ -88,9 +88,8 @@ def data_identity(data: Dataset) -> dict[str, Any]:
     for name in ("x_train", "y_train", "x_test", "y_test"):
         array = getattr(data, name)
         if array is not None:
-            crc = zlib.crc32(
-                np.ascontiguousarray(array), zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
-            )
+            crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
     return {"name": data.name, "source": data.source, "crc32": crc}
 
 

@@ -458,7 +458,8 @@ def test_a_run_ends_at_a_loss_that_is_not_finite_and_keeps_the_state_before_it(s
 
         return spoiled
 
-    start(name, tmp_path / "whole")
+    flags = ("--epochs=8", "--learning_rate=0.02") if name == "mnist" else ()
+    start(name, tmp_path / "whole", *flags)
     losses = [line.get("train_loss", line.get("tempered_loss")) for line in result(tmp_path / "whole")["metrics"]]
     threshold = np.mean(losses[-2:])  # reached after some epochs
 
@@ -471,7 +472,7 @@ def test_a_run_ends_at_a_loss_that_is_not_finite_and_keeps_the_state_before_it(s
         with pytest.raises(
             RunError, match=r"the loss of step \d+ of (epoch|part) \d+ is not finite .*last good"
         ) as error:
-            start(name, tmp_path / "run")
+            start(name, tmp_path / "run", *flags)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "summary.json").exists()
     facts = json.loads((tmp_path / "run" / "failed" / "failure.json").read_text())
