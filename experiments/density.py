@@ -51,15 +51,17 @@ class Config(RunFlags):
 
     target: str = flag("mixture", "the density to fit", choices=TARGETS)
     scale: float = flag(1.0, "standard deviation of the mixture's modes", at_least=0.01, at_most=10.0)
-    flows: int = flag(15, "K, the number of planar layers", at_least=0)
-    steps: int = flag(1500, "optimisation steps", at_least=1)
+    flows: int = flag(15, "K, the number of planar layers", at_least=0, at_most=10_000)
+    steps: int = flag(1500, "optimisation steps", at_least=1, at_most=10_000_000)
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
     workdir: str | None = flag(
         None, "folder for what the run writes; default runs/density-TARGET-flows=K-seed=S", identity=False
     )
-    batch_size: int = flag(2048, "samples a step", at_least=1)
-    learning_rate: float = flag(0.05, "of Adam, decayed to 0 by a cosine", above=0.0)
-    clip_norm: float = flag(0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0)
+    batch_size: int = flag(2048, "samples a step", at_least=1, at_most=10_000_000)
+    learning_rate: float = flag(0.05, "of Adam, decayed to 0 by a cosine", above=0.0, at_most=1e30)
+    clip_norm: float = flag(
+        0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0, at_most=1e30
+    )
     anneal_steps: int = flag(
         0,
         "steps over which the temperature of log p(z) grows from 0.01 to 1 (Rezende & Mohamed); 0: none",

@@ -53,7 +53,7 @@ def parse(
             default = (defaults or {}).get(field.name, field.default)
             _define(field, _type(config_class, field.name), default, values)
         rest = values([config_class.__name__, *argv])[1:]
-    except flags.Error as error:
+    except (flags.Error, TypeError) as error:  # TypeError: a default of the wrong type
         raise UsageError(" ".join(str(error).split())) from None
     except OSError as error:  # --flagfile=FILE
         raise UsageError(f"--flagfile: {error}") from None

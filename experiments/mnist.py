@@ -36,9 +36,13 @@ class Config(RunFlags):
 
     EVALUATION_FLAGS: ClassVar = ("nll_samples",)  # may be others with --eval_only
 
-    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0)
+    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000)
     epochs: int = flag(
-        30, "passes over the training images; more than before make a run longer", at_least=1, identity=False
+        30,
+        "passes over the training images; more than before make a run longer",
+        at_least=1,
+        at_most=1_000_000,
+        identity=False,
     )
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
     workdir: str | None = flag(
@@ -51,11 +55,13 @@ class Config(RunFlags):
     binarization: str | None = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
-    latent: int = flag(40, "size of z", at_least=1)
-    hidden: int = flag(400, "width of the hidden layers", at_least=1)
+    latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
+    hidden: int = flag(400, "width of the hidden layers", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
-    learning_rate: float = flag(1e-3, "of Adam", above=0.0)
-    clip_norm: float = flag(0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0)
+    learning_rate: float = flag(1e-3, "of Adam", above=0.0, at_most=1e30)
+    clip_norm: float = flag(
+        0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0, at_most=1e30
+    )
     kl_warmup: int = flag(0, "epochs over which the weight of the KL term grows from 0 to 1", at_least=0)
     energy_annealing: int = flag(
         0,

@@ -74,7 +74,7 @@ def parse_run(config_class: type[Config], argv: Sequence[str], doc: str) -> Conf
         return config
     if config.workdir is None:
         raise UsageError("--eval_only needs --workdir, the folder of a run")
-    stored = _read_config(Path(config.workdir).expanduser())
+    stored = _read_config(Path(os.path.expanduser(config.workdir)))
     if stored is None:
         raise UsageError(f"--eval_only needs a run; --workdir={config.workdir} holds none")
     names = {field.name for field in dataclasses.fields(config) if field.metadata["identity"]} | {"data_dir", "epochs"}
@@ -292,7 +292,13 @@ def _read_config(workdir: Path) -> dict[str, Any] | None:
         stored = read_json(path)
         if stored is not None and not all(
             isinstance(stored.get(key), kind)
-            for key, kind in {"experiment": str, "flags": dict, "versions": dict, "device": dict}.items()
+            for key, kind in {
+                "experiment": str,
+                "flags": dict,
+                "versions": dict,
+                "device": dict,
+                "data": dict | None,
+            }.items()
         ):
             raise ValueError("not the config of a run")
     except (OSError, ValueError) as error:

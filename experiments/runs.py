@@ -72,11 +72,11 @@ def make_workdir(workdir: str) -> Path:
     Raises:
         UsageError: it cannot.
     """
-    path = Path(workdir).expanduser()
     try:
+        path = Path(workdir).expanduser()
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name; ~ of nobody
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--workdir must be a folder that can be written; got {workdir!r} ({reason})") from None
     return path
