@@ -196,8 +196,12 @@ class _Fit:
     def failure(
         self, state: training.TrainState, info: training.StepInfo, step: int | None, batch: dict[str, Any]
     ) -> RunError:
-        """Writes ``failed/``: ``state``, the numbers of the ``step`` that failed (``None``: it was a parameter),
-        its ``batch``; returns what is to be raised."""
+        """Writes ``failed/``; returns what is to be raised.
+
+        Args:
+            state: before the ``step`` that failed; with ``step=None``, one with a parameter that is not finite.
+            batch: what that step was given.
+        """
         name, log = self.course.name, self.log
         if step is None:
             loss = norm = None
@@ -205,7 +209,10 @@ class _Fit:
         else:
             loss, norm = float(info.loss[step]), float(info.gradient_norm[step])
             which = "gradient" if math.isfinite(loss) else "loss"
-            what = f"the {which} of step {log.position + 1} of {name} {log.unit + 1} is not finite"
+            what = (
+                f"the {which} of step {log.position + 1} of {name} {log.unit + 1} is not finite "
+                f"(step {int(state.step) + 1} of the run)"
+            )
         folder = self.run.workdir / "failed"
         folder.mkdir(exist_ok=True)
         arrays = {
@@ -221,15 +228,15 @@ class _Fit:
         facts = {
             "what": what,
             name: log.unit + 1,
-            "step_of_" + name: log.position + 1,
+            f"step_of_{name}": log.position + 1,
             "step": int(state.step) + 1,
-            "loss": str(loss),
+            "loss": str(loss),  # JSON has no NaN
             "gradient_norm": str(norm),
             "last_good_checkpoint": self.saved,
         }
         write_json(folder / "failure.json", facts)
         return RunError(
-            f"{what} (step {int(state.step) + 1} of the run); {good}; {folder} holds the state before that step; "
+            f"{what}; {good}; {folder} holds the state{'' if step is None else ' before that step'}; "
             "try a lower --learning_rate or --clip_norm=1, with --overwrite"
         )
 

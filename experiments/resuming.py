@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from experiments import signals
 from experiments.files import RunError, read_json, remove_unfinished, write_json, write_json_lines
 from experiments.flags import UsageError, flag, parse
 from experiments.runs import Run, describe, make_workdir, warn
@@ -139,6 +140,8 @@ class ResumableRun(Run):
             self._compare_data(data)
             self._compare_machine()
             return
+        if self._config.overwrite:  # again, that would begin afresh again
+            signals.advice = "run the same command without --overwrite to go on"
         if self._config.overwrite and any((self.workdir / name).exists() for name in _TRACES):
             self._move_aside()
         self._description["data"] = data

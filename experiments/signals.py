@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+advice = "run the same command again to go on"  # to be changed where that is wrong
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _finishing = False
 _requested: int | None = None
@@ -21,7 +22,7 @@ class Stopped(Exception):
     """The run was told to stop, and has saved; its argument is the signal's number."""
 
     def __init__(self, number: int, where: str):
-        super().__init__(f"stopped by {name(number)} {where}; run the same command again to go on from there")
+        super().__init__(f"stopped by {name(number)} {where}; {advice} from there")
         self.number = number
 
 
@@ -66,12 +67,12 @@ def _listen(reader: socket.socket) -> None:
 def _receive(number: int) -> None:
     global _requested
     if not _finishing:
-        _exit(number, f"stopped by {name(number)}; run the same command again to go on")
+        _exit(number, f"stopped by {name(number)}; {advice}")
     elif _requested is None:
         _requested = number
         print(f"\n{name(number)}: finishing the step and saving; Ctrl-C stops at once", file=sys.stderr, flush=True)
     elif number == signal.SIGINT:
-        _exit(number, "stopped at once; run the same command again to go on from the last checkpoint")
+        _exit(number, f"stopped at once; {advice} from the last checkpoint")
 
 
 def _exit(number: int, text: str) -> None:

@@ -30,8 +30,9 @@ def standard_promotion():
 
 
 @pytest.fixture(autouse=True)
-def few_samples(monkeypatch):
-    monkeypatch.setattr(density, "SAMPLES", 2**14)
+def as_a_new_process(monkeypatch):
+    monkeypatch.setattr(signals, "advice", signals.advice)
+    monkeypatch.setattr(density, "SAMPLES", 2**14)  # a 64th
 
 
 @pytest.fixture(autouse=True)
@@ -503,6 +504,12 @@ def test_all_finite():
 
 
 # --- Signals
+
+
+def test_a_run_that_began_by_overwrite_goes_on_without_it(start, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 2)
+    with pytest.raises(signals.Stopped, match="run the same command without --overwrite to go on"):
+        start("mnist", tmp_path, "--overwrite")
 
 
 @pytest.fixture
