@@ -7,7 +7,7 @@ takes about five minutes on two CPU cores, prints a table, and writes the times 
 All contestants train the model of ``experiments.mnist`` (784 - 400 - ReLU - 40, K planar layers, and back; Adam; new
 pixels drawn at each visit) on the same synthetic images, in turns, a slice of steps each:
 
-- ours: ``training.run_epoch`` with the loss of ``experiments.mnist``, compiled, as that experiment runs it;
+- ours: an epoch of ``experiments.mnist``, by that experiment's own compiled functions;
 - PyTorch eager (layers as they are usually written), tuned (as few operations as we found) and compiled (the same
   under ``torch.compile``, which needs a C++ compiler), each checked first against ours: the same free energy
   and gradient from the same weights, pixels and noise;
@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 
 from benchmarks.peers import require_agreement
@@ -208,24 +207,18 @@ def settings(config: Config, flows: int) -> mnist.Config:
 
 def ours(config: Config, flows: int, pixels: np.ndarray) -> tuple[Callable[[], Any], None]:
     """Slices of our training: each is an epoch over ``pixels``, as ``experiments.mnist`` has it."""
-    model = mnist.make_model(settings(config, flows), PIXELS)
-    optimizer = optax.adam(settings(config, flows).learning_rate)
-    data = jnp.asarray(pixels)
-
-    @functools.partial(jax.jit, donate_argnums=0)  # as in experiments.mnist.fit
-    def epoch(state: Any, pixels: Any, temperature: Any, kl_weight: Any, key: Any) -> Any:
-        def loss(params: Any, batch: Any, key: Any) -> Any:
-            return model.loss(params, (batch, temperature, kl_weight), key)
-
-        state, info = training.run_epoch(loss, optimizer, state, pixels, key, batch_size=config.batch_size)
-        return state, info.loss[0], jax.tree.map(jnp.mean, info)
-
-    state = training.init_state(jax.jit(model.init)(jax.random.key(config.seed)), optimizer)
+    chosen = settings(config, flows)
+    model, optimizer = mnist.make_model(chosen, PIXELS), mnist.make_optimizer(chosen)
+    epoch = mnist.compile_epoch(chosen, model, optimizer, jnp.asarray(pixels))
+    key = jax.random.key(config.seed)
+    state = training.init_state(jax.jit(model.init)(key), optimizer)
+    info, number = epoch.info(state), 0
 
     def step() -> None:
-        nonlocal state
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        state, *_ = jax.block_until_ready(epoch(state, data, 1.0, 1.0, key))
+        nonlocal state, info, number
+        state, info, _ = epoch.piece(epoch.start(key, number), state, info, 0, epoch.steps)
+        jax.block_until_ready((state, epoch.means(info)))
+        number += 1
 
     return step, None
 

@@ -12,45 +12,56 @@ paper: 0.153). Narrower modes, where the usual form collapses onto one of them (
 Rezende & Mohamed's (2015) U1 to U4, a minute or two each; annealing makes U3 and U4 worse:
 
     python -m experiments.density --target=U1 --flows=32 --steps=6000
+
+A run that was stopped goes on when the same command is run again; ``--workdir=DIR --eval_only`` draws the figures of a
+run again.
 """
 
 import dataclasses
-import functools
 import math
-import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.flags import UsageError, flag, parse
-from experiments.runs import Progress, Run, check_workdir, run_main
+from experiments.files import RunError
+from experiments.fitting import Course, Fitted, fit, load
+from experiments.flags import UsageError, flag
+from experiments.resuming import ResumableRun, RunFlags, open_run, parse_run
+from experiments.runs import run_main
 from planar_vae_jax import training
 from planar_vae_jax.distributions import normal_log_prob
 from planar_vae_jax.flows import Planar, init_planar, inverse_planar_flow, planar_flow
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.targets import TARGETS, Target, get_target
 
-PIECES = 25  # a run is compiled in pieces of steps, between which it logs; about so many
+PARTS = 25  # a run logs between parts of its steps; about so many
 SAMPLES = 2**20  # of the final KL: a KL of 1e-4 has a standard error of about 1.4e-5
 CHUNK = 2**14  # samples on the device at a time
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Flags of ``experiments.density``."""
+
+    EVALUATION_FLAGS: ClassVar = ()  # none may be another with --eval_only
 
     target: str = flag("mixture", "the density to fit", choices=TARGETS)
     scale: float = flag(1.0, "standard deviation of the mixture's modes", at_least=0.01, at_most=10.0)
-    flows: int = flag(15, "K, the number of planar layers", at_least=0)
-    steps: int = flag(1500, "optimisation steps", at_least=1)
+    flows: int = flag(15, "K, the number of planar layers", at_least=0, at_most=10_000)
+    steps: int = flag(1500, "optimisation steps", at_least=1, at_most=10_000_000)
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
-    workdir: str | None = flag(None, "folder for what the run writes; default runs/density-TARGET-flows=K-seed=S")
-    batch_size: int = flag(2048, "samples a step", at_least=1)
-    learning_rate: float = flag(0.05, "of Adam, decayed to 0 by a cosine", above=0.0)
+    workdir: str | None = flag(
+        None, "folder for what the run writes; default runs/density-TARGET-flows=K-seed=S", identity=False
+    )
+    batch_size: int = flag(2048, "samples a step", at_least=1, at_most=10_000_000)
+    learning_rate: float = flag(0.05, "of Adam, decayed to 0 by a cosine", above=0.0, at_most=1e30)
+    clip_norm: float = flag(
+        0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0, at_most=1e30
+    )
     anneal_steps: int = flag(
         0,
         "steps over which the temperature of log p(z) grows from 0.01 to 1 (Rezende & Mohamed); 0: none",
@@ -58,6 +69,9 @@ class Config:
     )
     learn_base: bool = flag(False, "learn mean and standard deviations of the base distribution too")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
+    checkpoint_every: int = flag(
+        5, f"lines of metrics ({PARTS} a run) between checkpoints; there is one at the end", at_least=1, identity=False
+    )
 
 
 class Base(NamedTuple):
@@ -83,29 +97,11 @@ class Estimate(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Fits, evaluates, draws and writes; ``argv`` without the program's name."""
-    started = time.perf_counter()
-    config = prepare(parse(Config, argv, __doc__))
-    target = get_target(config.target, scale=config.scale)
-    run = Run(config, "density")
-    train_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-
-    params, losses = fit(config, target, train_key, run)
-    loss = free_energy(params, target, test_key, h=config.h)
-    if not (math.isfinite(losses[-1]) and math.isfinite(loss.value)):
-        run.finish(summarize(config, target, loss) | {"seconds": time.perf_counter() - started})
-        when = "while learning" if not math.isfinite(losses[-1]) else "of the final samples"
-        raise UsageError(
-            f"the loss {when} is not finite; try less than --learning_rate={config.learning_rate:g} "
-            f"({run.workdir} holds what there is)"
-        )
-    draw(config, target, params, losses, loss, sample_key, run)
-    summary = summarize(config, target, loss)
-    run.finish(summary | {"seconds": time.perf_counter() - started})
-    print(
-        f"KL(q || p) = {summary['kl']:.5f} +- {loss.standard_error:.5f} nats: loss {loss.value:.5f}, "
-        f"log Z {target.log_z:.5f}",
-        flush=True,
-    )
+    config = prepare(parse_run(Config, argv, __doc__))
+    with open_run(config, "density") as run:
+        if not run.finished:
+            run.begin()
+            carry_out(config, run)
 
 
 def prepare(config: Config) -> Config:
@@ -118,8 +114,27 @@ def prepare(config: Config) -> Config:
             f"got {config.anneal_steps}"
         )
     workdir = config.workdir or f"runs/density-{config.target}-flows={config.flows}-seed={config.seed}"
-    check_workdir(workdir)
     return dataclasses.replace(config, workdir=workdir)
+
+
+def carry_out(config: Config, run: ResumableRun) -> None:
+    """Fits, or with ``--eval_only`` loads; then evaluates, draws and writes."""
+    target = get_target(config.target, scale=config.scale)
+    train_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
+    fitted = train(config, target, train_key, run)
+    params, losses = fitted.state.params, np.asarray(fitted.info.aux)
+    config = dataclasses.replace(config, steps=fitted.lines[-1]["step"])
+    loss = free_energy(params, target, test_key, h=config.h)
+    if not math.isfinite(loss.value):
+        raise RunError(f"the loss of the final samples is not finite; {run.workdir} holds the checkpoints of the fit")
+    draw(config, target, params, losses[: config.steps], loss, sample_key, run)
+    summary = summarize(config, target, loss)
+    run.finish(summary | {"seconds": run.seconds()})
+    print(
+        f"KL(q || p) = {summary['kl']:.5f} +- {loss.standard_error:.5f} nats: loss {loss.value:.5f}, "
+        f"log Z {target.log_z:.5f}",
+        flush=True,
+    )
 
 
 def init_params(key: jax.Array, flow_length: int) -> Params:
@@ -159,8 +174,9 @@ def make_loss(target: Target, *, batch_size: int, learn_base: bool, h: str) -> t
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam with a cosine decay to 0."""
-    return optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+    """Adam with a cosine decay to 0, after clipping if asked for."""
+    adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam) if config.clip_norm else adam
 
 
 def temperatures(steps: int, anneal_steps: int) -> jax.Array:
@@ -170,46 +186,52 @@ def temperatures(steps: int, anneal_steps: int) -> jax.Array:
     return jnp.minimum(1.0, 0.01 + jnp.arange(steps) / anneal_steps)
 
 
-def fit(config: Config, target: Target, key: jax.Array, run: Run | None = None) -> tuple[Params, np.ndarray]:
-    """Trains for all steps; each piece of them is one compiled scan, and logs one line.
-
-    The pieces follow each other as one scan would: a step's key comes from its number. Stops after a piece whose loss
-    is not finite.
-
-    Returns:
-        The parameters, and the loss (at temperature 1) of every step.
-    """
+def train(config: Config, target: Target, key: jax.Array, run: ResumableRun) -> Fitted:
+    """All steps, or with ``--eval_only`` those of a checkpoint; ``info.aux`` is the loss at temperature 1 of each."""
     init_key, steps_key = jax.random.split(key)
     loss = make_loss(target, batch_size=config.batch_size, learn_base=config.learn_base, h=config.h)
     optimizer = make_optimizer(config)
-    # The key is an argument: as a constant it would be folded, differently for pieces of different lengths.
-    run_steps = jax.jit(functools.partial(training.run_steps, loss, optimizer))
-
     state = training.init_state(jax.jit(init_params, static_argnums=1)(init_key, config.flows), optimizer)
     betas = temperatures(config.steps, config.anneal_steps)
-    losses: list[np.ndarray] = []
-    size = -(-config.steps // PIECES)
-    progress = Progress(config.steps, "step") if run else None
-    for start in range(0, config.steps, size):
-        piece = betas[start : start + size]
-        state, info = run_steps(state, piece, steps_key)
-        losses.append(np.asarray(info.aux))
-        mean = float(np.mean(losses[-1], dtype=np.float64))
-        if run and progress:
-            run.log(
-                step=start + len(piece),
-                loss=mean,
-                kl=mean + target.log_z,
-                tempered_loss=float(jnp.mean(info.loss)),
-                beta=float(piece[-1]),
-                gradient_norm=float(jnp.mean(info.gradient_norm)),
-            )
-            progress.update(len(piece), loss=mean, kl=mean + target.log_z)
-        if not math.isfinite(mean):
-            break
-    if progress:
-        progress.close()
-    return state.params, np.concatenate(losses)
+    info = training.empty_info(loss, optimizer, state, betas, steps_key)
+    size = -(-config.steps // PARTS)
+
+    # Key and temperatures are arguments: as constants they would be folded.
+    @jax.jit
+    def piece(data, state, info, start, stop):
+        betas, key = data
+        return training.run_piece(loss, optimizer, state, info, betas, key, start, stop)
+
+    def span(part: int) -> tuple[int, int]:
+        return part * size, min((part + 1) * size, config.steps)
+
+    def metrics(part: int, _: training.TrainState, info: training.StepInfo) -> dict[str, Any]:
+        start, stop = span(part)
+        means = jax.tree.map(lambda leaf: float(np.mean(np.asarray(leaf)[start:stop], dtype=np.float64)), info)
+        return {
+            "step": stop,
+            "loss": means.aux,
+            "kl": means.aux + target.log_z,
+            "tempered_loss": means.loss,
+            "beta": float(betas[stop - 1]),
+            "gradient_norm": means.gradient_norm,
+        }
+
+    course = Course(
+        name="part",
+        units=-(-config.steps // size),
+        span=span,
+        data=lambda _, key: (betas, key),
+        piece=piece,
+        batch=lambda data, step: {"beta": data[0][step], "steps_key": jax.random.key_data(data[1])},
+        report=metrics,
+        score="loss",
+        shown={"step": "step", "loss": "loss", "kl": "kl"},
+        units_per_checkpoint=config.checkpoint_every,
+    )
+    if config.eval_only:
+        return load(course, state, info, steps_key, run, config.checkpoint)
+    return fit(course, state, info, steps_key, run)
 
 
 def free_energy(params: Params, target: Target, key: jax.Array, *, h: str = "tanh", samples: int = SAMPLES) -> Estimate:
@@ -254,7 +276,7 @@ def draw(
     losses: np.ndarray,
     loss: Estimate,
     key: jax.Array,
-    run: Run,
+    run: ResumableRun,
 ) -> None:
     """Figure 2: the target, the flow's samples and its density; the density layer by layer; the loss."""
     from planar_vae_jax import plotting

@@ -9,7 +9,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -29,27 +29,31 @@ def flag(
     above: float | None = None,
     at_most: float | None = None,
     choices: Sequence[str] | None = None,
+    identity: bool = True,
 ) -> Any:
-    """A dataclass field that is a flag."""
+    """A dataclass field that is a flag; ``identity``: a run with another value is another run."""
     check = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, **check})
+    return dataclasses.field(default=default, metadata={"help": help, "identity": identity, **check})
 
 
-def parse(config_class: type[Config], argv: Sequence[str], doc: str) -> Config:
+def parse(
+    config_class: type[Config], argv: Sequence[str], doc: str, defaults: Mapping[str, Any] | None = None
+) -> Config:
     """Parses and checks ``argv`` (without the program's name).
 
-    ``--help`` prints ``doc`` and the flags, and exits.
+    ``--help`` prints ``doc`` and the flags, and exits. ``defaults`` go before those of the class.
 
     Raises:
         UsageError: naming the first flag that is wrong.
     """
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
-    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        _define(field, _type(config_class, field.name), values)
     try:
+        for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+            default = (defaults or {}).get(field.name, field.default)
+            _define(field, _type(config_class, field.name), default, values)
         rest = values([config_class.__name__, *argv])[1:]
-    except flags.Error as error:
+    except (flags.Error, TypeError) as error:  # TypeError: a default of the wrong type
         raise UsageError(" ".join(str(error).split())) from None
     except OSError as error:  # --flagfile=FILE
         raise UsageError(f"--flagfile: {error}") from None
@@ -103,7 +107,7 @@ def _type(config_class: type, name: str) -> Any:
     return typing.get_origin(annotation) or annotation
 
 
-def _define(field: dataclasses.Field[Any], kind: Any, values: flags.FlagValues) -> None:
+def _define(field: dataclasses.Field[Any], kind: Any, default: Any, values: flags.FlagValues) -> None:
     define: dict[Any, Callable[..., Any]] = {
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -111,11 +115,10 @@ def _define(field: dataclasses.Field[Any], kind: Any, values: flags.FlagValues) 
         bool: flags.DEFINE_bool,
     }
     if kind is tuple:  # a comma-separated list of whole numbers
-        items: Any = field.default
-        default = None if items is None else ",".join(map(str, items))
+        default = None if default is None else ",".join(map(str, default))
         flags.DEFINE_list(field.name, default, field.metadata["help"], flag_values=values)
     else:
-        define[kind](field.name, field.default, field.metadata["help"], flag_values=values)
+        define[kind](field.name, default, field.metadata["help"], flag_values=values)
 
 
 def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:

@@ -2,23 +2,25 @@
 
     python -m experiments.mnist --flows=5
 
-trains for 30 epochs and writes figures and figures' numbers into ``runs/``.
+trains for 30 epochs and writes figures and figures' numbers into ``runs/``. A run that was stopped goes on when the
+same command is run again; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.flags import UsageError, flag, parse
-from experiments.runs import Progress, Run, check_workdir, run_main, warn
+from experiments.fitting import Course, fit, load
+from experiments.flags import UsageError, flag
+from experiments.resuming import ResumableRun, RunFlags, data_identity, open_run, parse_run
+from experiments.runs import run_main, warn
 from planar_vae_jax import objectives, training
 from planar_vae_jax.binarization import BINARIZATIONS, binarize
 from planar_vae_jax.data import DATASETS, Dataset, check_dataset_name, load_dataset, select_classes
@@ -29,24 +31,37 @@ Array = jax.Array | np.ndarray
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Flags of ``experiments.mnist``."""
 
-    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0)
-    epochs: int = flag(30, "passes over the training images", at_least=1)
+    EVALUATION_FLAGS: ClassVar = ("nll_samples",)  # may be others with --eval_only
+
+    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000)
+    epochs: int = flag(
+        30,
+        "passes over the training images; more than before make a run longer",
+        at_least=1,
+        at_most=1_000_000,
+        identity=False,
+    )
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
-    workdir: str | None = flag(None, "folder for what the run writes; default runs/mnist-flows=K-seed=S")
+    workdir: str | None = flag(
+        None, "folder for what the run writes; default runs/mnist-flows=K-seed=S", identity=False
+    )
     dataset: str = flag("auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] uint8")
-    data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own")
+    data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", identity=False)
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     objective: str = flag("elbo", "what is minimised", choices=("elbo", "reconstruction"))
     binarization: str | None = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
-    latent: int = flag(40, "size of z", at_least=1)
-    hidden: int = flag(400, "width of the hidden layers", at_least=1)
+    latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
+    hidden: int = flag(400, "width of the hidden layers", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
-    learning_rate: float = flag(1e-3, "of Adam", above=0.0)
+    learning_rate: float = flag(1e-3, "of Adam", above=0.0, at_most=1e30)
+    clip_norm: float = flag(
+        0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0, at_most=1e30
+    )
     kl_warmup: int = flag(0, "epochs over which the weight of the KL term grows from 0 to 1", at_least=0)
     energy_annealing: int = flag(
         0,
@@ -54,6 +69,7 @@ class Config:
         at_least=0,
     )
     nll_samples: int = flag(128, "importance samples an image for the test NLL", at_least=1, at_most=100_000)
+    checkpoint_every: int = flag(1, "epochs between checkpoints; there is one at the end", at_least=1, identity=False)
 
 
 class Evaluation(NamedTuple):
@@ -77,52 +93,31 @@ class Model(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Trains, evaluates, draws and writes; ``argv`` without the program's name."""
-    started = time.perf_counter()
-    config = parse(Config, argv, __doc__)
-    config, data = prepare(config)
-    run = Run(config, "mnist")
-    keys = jax.random.split(jax.random.key(config.seed), 4)
-    init_key, train_key, test_key, sample_key = keys
-
-    model = make_model(config, pixels=data.x_train[0].size)
-    train_pixels, test_pixels = (device_pixels(images, config) for images in (data.x_train, data.x_test))
-    optimizer = optax.adam(config.learning_rate)
-    state = training.init_state(jax.jit(model.init)(init_key), optimizer)
-    state, curves, seconds_per_epoch = fit(
-        config, model, optimizer, state, (train_pixels, test_pixels), (train_key, test_key), run
-    )
-
-    print(
-        f"test figures over {len(test_pixels)} images, {config.nll_samples} importance samples each",
-        flush=True,
-    )
-    evaluation = evaluate(config, model, state.params, test_pixels, test_key)
-    draw(config, model, state.params, data, test_pixels, evaluation, curves, sample_key, run)
-    summary = summarize(config, data, evaluation, curves)
-    summary["seconds_per_epoch"] = seconds_per_epoch
-    summary["seconds"] = time.perf_counter() - started
-    run.finish(summary)
-    report(summary)
+    config = prepare(parse_run(Config, argv, __doc__))
+    with open_run(config, "mnist") as run:
+        if not run.finished:
+            data = load_data(config)
+            run.begin(data_identity(data))
+            carry_out(config, data, run)
 
 
-def prepare(config: Config) -> tuple[Config, Dataset]:
-    """Everything that can refuse a run, before any long work: flags, folder, data.
-
-    Returns the config with its defaults filled in.
-    """
-    workdir = config.workdir or f"runs/mnist-flows={config.flows}-seed={config.seed}"
-    config = dataclasses.replace(
-        config,
-        workdir=workdir,
-        binarization=config.binarization or ("dynamic" if config.objective == "elbo" else "none"),
-    )
+def prepare(config: Config) -> Config:
+    """Checks the flags against each other and fills in the defaults."""
     if config.amortized and config.flows == 0:
         raise UsageError("--amortized needs --flows of at least 1; got --flows=0")
     for name in ("kl_warmup", "energy_annealing"):
         if getattr(config, name) and config.objective != "elbo":
             raise UsageError(f"--{name} anneals the elbo; got --objective={config.objective}")
     check_dataset_name(config.dataset)
-    check_workdir(workdir)
+    return dataclasses.replace(
+        config,
+        workdir=config.workdir or f"runs/mnist-flows={config.flows}-seed={config.seed}",
+        binarization=config.binarization or ("dynamic" if config.objective == "elbo" else "none"),
+    )
+
+
+def load_data(config: Config) -> Dataset:
+    """The images that are asked for."""
     data = load_dataset(config.dataset, config.data_dir, warn=warn)
     if config.classes is not None:
         data = select_classes(data, config.classes)
@@ -131,7 +126,37 @@ def prepare(config: Config) -> tuple[Config, Dataset]:
             f"--batch_size must be at most the {len(data.x_train)} training images of {data.name}; "
             f"got {config.batch_size}"
         )
-    return config, data
+    return data
+
+
+def carry_out(config: Config, data: Dataset, run: ResumableRun) -> None:
+    """Trains, or with ``--eval_only`` loads; then evaluates, draws and writes."""
+    init_key, train_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
+    model = make_model(config, pixels=data.x_train[0].size)
+    train_pixels, test_pixels = (device_pixels(images, config) for images in (data.x_train, data.x_test))
+    optimizer = make_optimizer(config)
+    epoch = compile_epoch(config, model, optimizer, train_pixels)
+    state = training.init_state(jax.jit(model.init)(init_key), optimizer)
+    info = epoch.info(state)
+    course = make_course(config, model, epoch, state.params, (test_pixels, test_key))
+    if config.eval_only:
+        fitted = load(course, state, info, train_key, run, config.checkpoint)
+        config = dataclasses.replace(config, epochs=len(fitted.lines))
+    else:
+        fitted = fit(course, state, info, train_key, run)
+
+    print(
+        f"test figures over {len(test_pixels)} images, {config.nll_samples} importance samples each",
+        flush=True,
+    )
+    params, curves = fitted.state.params, loss_curves(fitted.lines)
+    evaluation = evaluate(config, model, params, test_pixels, test_key)
+    draw(config, model, params, data, test_pixels, evaluation, curves, sample_key, run)
+    summary = summarize(config, data, evaluation, curves)
+    summary["seconds_per_epoch"] = float(np.median([line["seconds"] for line in fitted.lines]))
+    summary["seconds"] = run.seconds()
+    run.finish(summary)
+    report(summary)
 
 
 def make_model(config: Config, pixels: int) -> Model:
@@ -181,33 +206,70 @@ def device_pixels(images: np.ndarray, config: Config) -> jax.Array:
     return pixels
 
 
-def fit(
-    config: Config,
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    state: training.TrainState,
-    pixels: tuple[jax.Array, jax.Array],
-    keys: tuple[jax.Array, jax.Array],
-    run: Run,
-) -> tuple[training.TrainState, dict[str, list[float]], float]:
-    """Trains for all epochs; each is one compiled call whose key derives from the seed and the epoch.
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam, after clipping if asked for."""
+    adam = optax.adam(config.learning_rate)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam) if config.clip_norm else adam
 
-    Returns:
-        The state; the losses by name, each with its value before the first update and after every epoch
-        (``train``: first step, then epoch means; ``test``); and the median seconds of an epoch.
-    """
-    (train_pixels, test_pixels), (train_key, test_key) = pixels, keys
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state, pixels, temperature, kl_weight, key):
-        def loss(params, batch, key):
-            return model.loss(params, (batch, temperature, kl_weight), key)
+class Epoch(NamedTuple):
+    """The compiled parts of an epoch over the training images."""
 
-        state, info = training.run_epoch(loss, optimizer, state, pixels, key, batch_size=config.batch_size)
-        return state, info.loss[0], jax.tree.map(jnp.mean, info)
+    steps: int
+    start: Callable[[jax.Array, int], Any]  # (the run's key, the epoch's number) -> what `piece` is given
+    piece: Callable[..., tuple[training.TrainState, training.StepInfo, jax.Array]]  # (start(), state, info, from, to)
+    means: Callable[[training.StepInfo], training.StepInfo]  # over the steps of the epoch
+    info: Callable[[training.TrainState], training.StepInfo]  # of an epoch before its first step
+    pixels: Callable[[Any, int], dict[str, Any]]  # (start(), step) -> that step's batch
+
+
+def compile_epoch(config: Config, model: Model, optimizer: optax.GradientTransformation, pixels: jax.Array) -> Epoch:
+    """An epoch over ``pixels [N, P]`` uint8, whose key derives from the run's and the epoch's number."""
+    size, batch_size = len(pixels), config.batch_size
 
     @jax.jit
-    def test_loss(params, pixels, key):
+    def order(key, number):
+        return training.epoch_order(jax.random.fold_in(key, number), size, batch_size)
+
+    def start(key: jax.Array, number: int) -> Any:
+        temperature = min(1.0, 0.01 + number / config.energy_annealing) if config.energy_annealing else 1.0
+        kl_weight = min(1.0, number / config.kl_warmup) if config.kl_warmup else 1.0
+        return *order(key, number), (temperature, kl_weight)
+
+    def loss(pixels, weights):
+        return training.indexed(lambda params, batch, key: model.loss(params, (batch, *weights), key), pixels)
+
+    # The pixels are an argument: as a constant they would be compiled in. Nothing is donated (see run_pieces).
+    @jax.jit
+    def piece(pixels, data, state, info, start, stop):
+        indices, key, weights = data
+        return training.run_piece(loss(pixels, weights), optimizer, state, info, indices, key, start, stop)
+
+    def empty(state: training.TrainState) -> training.StepInfo:
+        indices, key, weights = start(jax.random.key(0), 0)
+        return training.empty_info(loss(pixels, weights), optimizer, state, indices, key)
+
+    def batch(data: Any, step: int) -> dict[str, Any]:
+        indices, key, _ = data
+        return {"indices": indices[step], "pixels": pixels[indices[step]], "epoch_key": jax.random.key_data(key)}
+
+    return Epoch(
+        size // batch_size,
+        start,
+        functools.partial(piece, pixels),
+        jax.jit(lambda info: jax.tree.map(jnp.mean, info)),
+        empty,
+        batch,
+    )
+
+
+def make_course(
+    config: Config, model: Model, epoch: Epoch, initial_params: Any, test: tuple[jax.Array, jax.Array]
+) -> Course:
+    """The training as epochs, each with its test loss; ``test`` are the test pixels and the key of that loss."""
+
+    @jax.jit
+    def compiled(params, pixels, key):
         terms = map_batches(
             lambda pixels, key: batch_terms(model.bind(params), pixels, key, visit_binarization(config)),
             pixels,
@@ -216,36 +278,45 @@ def fit(
         )
         return jnp.mean(terms.free_energy if config.objective == "elbo" else terms.squared_error)
 
-    curves: dict[str, list[float]] = {
-        "train": [],
-        "test": [float(test_loss(state.params, test_pixels, test_key))],
+    def metrics(number: int, state: training.TrainState, info: training.StepInfo) -> dict[str, Any]:
+        means = epoch.means(info)
+        line = {
+            "epoch": number + 1,
+            "train_loss": float(means.loss),
+            "test_loss": float(compiled(state.params, *test)),
+            **{name: float(value) for name, value in means.aux.items()},
+            "gradient_norm": float(means.gradient_norm),
+        }
+        if number == 0:  # where the curves begin
+            line["first_train_loss"] = float(info.loss[0])
+            line["first_test_loss"] = float(compiled(initial_params, *test))
+        return line
+
+    return Course(
+        name="epoch",
+        units=config.epochs,
+        span=lambda _: (0, epoch.steps),
+        data=lambda number, key: epoch.start(key, number),
+        piece=epoch.piece,
+        batch=epoch.pixels,
+        report=metrics,
+        score="test_loss",
+        shown={"loss": "train_loss", "test": "test_loss"},
+        units_per_checkpoint=config.checkpoint_every,
+    )
+
+
+def loss_curves(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """The losses by name, each with its value before the first update and after every epoch (``train``: first step,
+    then epoch means; ``test``)."""
+
+    def value(number: float | None) -> float:
+        return np.nan if number is None else number
+
+    return {
+        name: [value(line) for line in (lines[0][f"first_{name}_loss"], *(line[f"{name}_loss"] for line in lines))]
+        for name in ("train", "test")
     }
-    seconds: list[float] = []
-    progress = Progress(config.epochs, "epoch")
-    for number in range(config.epochs):
-        started = time.perf_counter()
-        temperature = min(1.0, 0.01 + number / config.energy_annealing) if config.energy_annealing else 1.0
-        kl_weight = min(1.0, number / config.kl_warmup) if config.kl_warmup else 1.0
-        state, first_loss, info = epoch(
-            state, train_pixels, temperature, kl_weight, jax.random.fold_in(train_key, number)
-        )
-        if number == 0:
-            curves["train"].append(float(first_loss))
-        curves["train"].append(float(info.loss))
-        seconds.append(time.perf_counter() - started)
-        curves["test"].append(float(test_loss(state.params, test_pixels, test_key)))
-        train, test = curves["train"][-1], curves["test"][-1]
-        run.log(
-            epoch=number + 1,
-            train_loss=train,
-            test_loss=test,
-            **{name: float(value) for name, value in info.aux.items()},
-            gradient_norm=float(info.gradient_norm),
-            seconds=seconds[-1],
-        )
-        progress.update(1, loss=train, test=test)
-    progress.close()
-    return state, curves, float(np.median(seconds))
 
 
 def map_batches(
@@ -320,7 +391,7 @@ def draw(
     evaluation: Evaluation,
     curves: dict[str, list[float]],
     key: jax.Array,
-    run: Run,
+    run: ResumableRun,
 ) -> None:
     """Figures 3 to 6 of the paper, samples from the prior, and the loss by class."""
     from planar_vae_jax import plotting

@@ -3,31 +3,51 @@
 import dataclasses
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
+from experiments import signals
+from experiments.files import RunError, finite, replacing, write_json
 from experiments.flags import UsageError
+from planar_vae_jax.checkpoints import CheckpointError
 from planar_vae_jax.data import DataError
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs ``main(argv)``; a user's mistake becomes one line on stderr and exit status 2."""
+    """Runs ``main(argv)`` and exits: each error becomes one line on stderr and a status.
+
+    0: done. 1: the run failed (not finite, no space, no whole checkpoint, no memory). 2: a user's mistake.
+    128 + N: stopped by signal N.
+    """
+    signals.install()
     keep_compiled_programs()
     try:
         main(sys.argv[1:])
     except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, f"error: {error}")
+    except (RunError, CheckpointError) as error:
+        _exit(1, f"error: {error}")
+    except signals.Stopped as stopped:
+        _exit(128 + stopped.number, str(stopped))
+    except OSError as error:
+        _exit(1, f"error: {error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _exit(1, f"error: out of memory; try smaller sizes ({' '.join(str(error).split())[:200]})")
+
+
+def _exit(status: int, text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+    sys.exit(status)
 
 
 def keep_compiled_programs() -> None:
@@ -41,87 +61,64 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` and renames it to ``path`` at the end: whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes strict JSON; numbers that are not finite become null."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    return content
-
-
 def warn(text: str) -> None:
     """Shows a warning of several lines on stderr, whatever the terminal's log level."""
     print(f"\n{text}\n", file=sys.stderr, flush=True)
 
 
-def check_workdir(workdir: str) -> Path:
-    """Makes the folder and checks that a run can be written into it.
+def make_workdir(workdir: str) -> Path:
+    """Makes the folder and checks that it can be written into.
 
     Raises:
-        UsageError: if it cannot be written, or holds a run already.
+        UsageError: it cannot.
     """
-    path = Path(workdir)
     try:
+        path = Path(workdir).expanduser()
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name; ~ of nobody
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--workdir must be a folder that can be written; got {workdir!r} ({reason})") from None
-    if (path / "config.json").exists():
-        raise UsageError(f"--workdir={workdir} holds a run already; name another, or move it away")
     return path
 
 
+def describe(config: Any, experiment: str) -> dict[str, Any]:
+    """The contents of ``config.json``: every flag, the versions, the device."""
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "experiment": experiment,
+        "flags": dataclasses.asdict(config),
+        "versions": {"python": platform.python_version(), **versions},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cpus": os.cpu_count(),
+        },
+    }
+
+
 class Run:
-    """A run's folder: ``config.json`` at the start, a line of ``metrics.jsonl`` a step of logging, ``summary.json``."""
+    """A run's folder: ``config.json`` at the start, figures, ``summary.json`` at the end."""
 
     def __init__(self, config: Any, experiment: str):
-        """Makes the folder ``config.workdir`` (:func:`check_workdir`) and writes ``config.json``."""
-        self.workdir = check_workdir(config.workdir)
-        device = jax.devices()[0]
-        packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-        versions = {name: importlib.metadata.version(name) for name in packages}
-        write_json(
-            self.workdir / "config.json",
-            {
-                "experiment": experiment,
-                "flags": dataclasses.asdict(config),
-                "versions": {"python": platform.python_version(), **versions},
-                "device": {
-                    "platform": device.platform,
-                    "kind": device.device_kind,
-                    "count": jax.device_count(),
-                },
-            },
-        )
+        """Makes the folder ``config.workdir`` and writes ``config.json``.
+
+        Raises:
+            UsageError: the folder cannot be written, or holds a run already.
+        """
+        self.workdir = make_workdir(config.workdir)
+        if (self.workdir / "config.json").exists():
+            raise UsageError(f"--workdir={config.workdir} holds a run already; name another, or move it away")
+        write_json(self.workdir / "config.json", describe(config, experiment))
         print(f"writing to {self.workdir}", flush=True)
 
     def log(self, **metrics: Any) -> None:
         """Appends one line to ``metrics.jsonl``."""
         with (self.workdir / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
+            file.write(json.dumps(finite(metrics), allow_nan=False) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``."""
@@ -136,9 +133,9 @@ class Run:
 class Progress:
     """A progress bar on a terminal; elsewhere a line of text for each update."""
 
-    def __init__(self, total: int, unit: str):
-        self._bar = tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True)
-        self._done, self._total, self._unit = 0, total, unit
+    def __init__(self, total: int, unit: str, done: int = 0):
+        self._bar = tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True)
+        self._done, self._total, self._unit = done, total, unit
 
     def update(self, done: int, **values: float) -> None:
         """``done`` more units, with the figures to show."""

@@ -20,6 +20,8 @@ FILES = {
     "loss.png",
     "samples.png",
     "classes.png",
+    "checkpoints",
+    ".lock",
 }
 
 
@@ -90,7 +92,9 @@ def test_a_run_writes_every_file_with_finite_figures(images, tmp_path, flags):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[-1]["train_loss"] == found["train"]["final_loss"]
-    for name in FILES - {"config.json", "metrics.jsonl", "summary.json"}:
+    for name in FILES:
+        if not name.endswith(".png"):
+            continue
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -164,12 +168,19 @@ def test_bad_flags_are_refused_in_one_line_that_names_them(images, tmp_path, fla
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(images, tmp_path):
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so_and_is_left_alone(images, tmp_path, capsys):
     mnist.main(arguments(images, tmp_path))
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
+    capsys.readouterr()
+    mnist.main(arguments(images, tmp_path))
+    assert "is finished" in capsys.readouterr().out
     with pytest.raises(UsageError, match="holds a run already"):
-        mnist.main(arguments(images, tmp_path))
-    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        mnist.main(arguments(images, tmp_path, "--resume=never"))
+    assert before == contents(tmp_path)
 
 
 def test_from_the_shell_a_mistake_is_one_line_and_a_status_without_traceback(images, tmp_path):

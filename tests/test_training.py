@@ -8,7 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from planar_vae_jax.training import init_state, run_epoch, run_steps, train, train_step
+from planar_vae_jax.training import (
+    Pace,
+    empty_info,
+    epoch_order,
+    indexed,
+    init_state,
+    run_epoch,
+    run_piece,
+    run_pieces,
+    run_steps,
+    train,
+    train_step,
+)
 
 # --- Problems with a known course
 
@@ -251,3 +263,126 @@ def test_epochs_go_on_counting_steps_so_that_a_resumed_run_is_the_same_run():
     assert state.step == 2 * (SIZE // 5)
     assert_same_bits(first.aux[0], second.aux[0])  # the order belongs to the epoch's key,
     assert not set(np.asarray(first.aux[2]).tolist()) & set(np.asarray(second.aux[2]).tolist())  # noise to the step
+
+
+# --- Pieces and failures
+
+
+@functools.cache
+def noisy_piece():
+    return jax.jit(functools.partial(run_piece, noisy, ADAM))
+
+
+def cut_up(key, *cuts):
+    state = init_state(start(key), ADAM)
+    info = empty_info(noisy, ADAM, state, DATA, key)
+    for begin, end in zip((0, *cuts), (*cuts, len(DATA)), strict=True):
+        state, info, reached = noisy_piece()(state, info, DATA, key, begin, end)
+        assert int(reached) == end
+    return state, info
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (5, 5, 11), tuple(range(1, 12))])
+def test_pieces_of_any_length_are_one_program_and_the_same_run_bit_for_bit(cuts):
+    key = jax.random.key(3)
+    assert_same_bits(cut_up(key, *cuts), noisy_run()(init_state(start(key), ADAM), DATA, key))
+    assert noisy_piece()._cache_size() == 1
+
+
+def test_an_epoch_in_pieces_is_the_epoch():
+    optimizer = optax.sgd(0.0)
+    data = (jnp.arange(SIZE), jnp.arange(SIZE) ** 2)
+    state, key = init_state(jnp.zeros(2), optimizer), jax.random.key(0)
+    order, steps_key = epoch_order(key, SIZE, 5)
+    loss = indexed(count, data)
+    info = empty_info(loss, optimizer, state, order, steps_key)
+    for begin, end in ((0, 3), (3, 4)):
+        state, info, _ = run_piece(loss, optimizer, state, info, order, steps_key, begin, end)
+    assert_same_bits((state, info), epoch(5)(key))
+
+
+def bomb(params, batch, key):
+    """A loss that is ``batch[1]``, with a gradient of ``batch[0]`` for each parameter."""
+    del key
+    return jnp.sum(params * batch[0]) - jax.lax.stop_gradient(jnp.sum(params * batch[0])) + batch[1], batch
+
+
+FAILURES = {"loss": [1.0, np.nan], "infinite loss": [1.0, np.inf], "gradient": [np.inf, 0.0], "norm": [1e30, 0.0]}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("at", [0, 4, 9])
+def test_a_run_ends_at_the_first_step_that_is_not_finite(failure, at):
+    data = np.tile(np.array([1.0, 0.5], np.float32), (10, 1))
+    data[at] = FAILURES[failure]
+    optimizer, key = optax.sgd(0.25), jax.random.key(0)
+    initial = init_state(jnp.zeros(3), optimizer)
+    piece = jax.jit(functools.partial(run_piece, bomb, optimizer))
+    calls = []
+
+    def counted(state, info, start, stop):
+        calls.append((start, stop))
+        return piece(state, info, data, key, start, stop)
+
+    info = empty_info(bomb, optimizer, initial, data, key)
+    pace = Pace()
+    pace.took(6, 1.0)  # calls of six steps
+    state, info, reached, failed = run_pieces(counted, initial, info, 0, 10, pace=pace)
+    assert (reached, failed) == (at, True)
+    # The state is the one before the step that failed, and the info that of the step.
+    np.testing.assert_array_equal(state.params, np.full(3, -0.25 * at))
+    assert state.step == at
+    np.testing.assert_array_equal(info.aux[: at + 1], data[: at + 1])
+    assert np.all(np.isnan(info.loss[at + 1 :]))
+    assert not np.isfinite(info.loss[at]) or not np.isfinite(info.gradient_norm[at])
+    assert all(stop <= 10 for _, stop in calls)
+    # A whole run as one function ends there too.
+    _, whole = jax.jit(functools.partial(run_steps, bomb, optimizer))(initial, data, key)
+    assert_same_bits(whole, info)
+
+
+def test_one_seed_that_fails_does_not_stop_the_others():
+    def loss(params, batch, key):
+        fails = (batch == 3) & (params > 0.0)
+        return jnp.where(fails, jnp.nan, params * 0.0), None
+
+    init = lambda key: jnp.where(jax.random.uniform(key) < 0.5, 1.0, -1.0)  # noqa: E731
+    optimizer = optax.sgd(0.1)
+    keys = jax.random.split(jax.random.key(0), 8)
+    state, info = jax.vmap(functools.partial(train, init, loss, optimizer), in_axes=(None, 0))(jnp.arange(6), keys)
+    fails = np.isnan(np.asarray(info.loss)[:, 3])
+    assert 0 < fails.sum() < 8
+    np.testing.assert_array_equal(state.step, np.where(fails, 4, 6))
+    np.testing.assert_array_equal(np.isnan(info.loss).sum(1), np.where(fails, 3, 0))
+
+
+def test_pieces_end_where_they_are_told_to_and_go_on_from_there():
+    key = jax.random.key(3)
+    state = init_state(start(key), ADAM)
+    info = empty_info(noisy, ADAM, state, DATA, key)
+
+    def piece(state, info, start, stop):
+        return noisy_piece()(state, info, DATA, key, start, stop)
+
+    pace = Pace()
+    pace.took(4, 1.0)
+    answers = iter([False, True])
+    state, info, reached, failed = run_pieces(piece, state, info, 0, 12, pace=pace, stopping=lambda: next(answers))
+    assert (reached, failed, int(state.step)) == (4, False, 4)
+    state, info, reached, failed = run_pieces(piece, state, info, 4, 12, pace=pace)
+    assert (reached, failed) == (12, False)
+    assert_same_bits((state, info), cut_up(key))
+
+
+def test_the_pace_finds_the_steps_that_fill_its_seconds():
+    pace, done = Pace(seconds=2.0), []
+    position = 0
+    while position < 10_000:
+        end = pace.end(position, 10_000)
+        done.append(end - position)
+        pace.took(end - position, 0.01 * (end - position) + (5.0 if position == 0 else 0.0))  # compiles at first
+        position = end
+    assert max(done) < 300  # 200, and a small rest taken along
+    assert done.count(200) > 40
+    pace.took(200, 1000.0)
+    assert pace.end(0, 100) == 1
