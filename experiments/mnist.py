@@ -68,6 +68,12 @@ class Config(RunFlags):
         "epochs over which the temperature of log p(x, z) grows from 0.01 to 1 (Rezende & Mohamed)",
         at_least=0,
     )
+    prng: str = flag(
+        "threefry2x32",
+        "of all random numbers; threefry2x32: the same on every device; rbg, unsafe_rbg: the device's own generator, "
+        "for accelerators where threefry's share of a step shows; unsafe_rbg also splits keys without safeguards",
+        choices=("threefry2x32", "rbg", "unsafe_rbg"),
+    )
     nll_samples: int = flag(128, "importance samples an image for the test NLL", at_least=1, at_most=100_000)
     checkpoint_every: int = flag(1, "epochs between checkpoints; there is one at the end", at_least=1, identity=False)
 
@@ -131,7 +137,7 @@ def load_data(config: Config) -> Dataset:
 
 def carry_out(config: Config, data: Dataset, run: ResumableRun) -> None:
     """Trains, or with ``--eval_only`` loads; then evaluates, draws and writes."""
-    init_key, train_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed), 4)
+    init_key, train_key, test_key, sample_key = jax.random.split(jax.random.key(config.seed, impl=config.prng), 4)
     model = make_model(config, pixels=data.x_train[0].size)
     train_pixels, test_pixels = (device_pixels(images, config) for images in (data.x_train, data.x_test))
     optimizer = make_optimizer(config)

@@ -74,6 +74,8 @@ def numbers(tree):
         ("--objective=reconstruction",),
         ("--binarization=static", "--h=softsign", "--kl_warmup=1"),
         ("--binarization=threshold", "--energy_annealing=2"),
+        ("--prng=rbg",),
+        ("--prng=unsafe_rbg", "--amortized"),
     ],
     ids=" ".join,
 )
