@@ -242,7 +242,7 @@ def free_energy(params: Params, target: Target, key: jax.Array, *, h: str = "tan
         values = log_q - jax.vmap(target.log_density)(z)
         return jnp.mean(values), jnp.var(values)
 
-    # Parameters are arguments, here and in `draw`: as constants, XLA may fold a layer with a tiny w to NaN.
+    # Parameters are arguments, here and in `draw`: as constants, everything would be compiled anew for them.
     @jax.jit
     def run(params: Params, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.lax.map(lambda key: chunk(params, key), keys)
