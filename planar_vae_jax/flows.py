@@ -194,7 +194,10 @@ def planar_flow(
         method = default_method(*params.u.shape)
     if method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, or None; got {method!r}")
-    return _METHODS[method](nonlinearity, jnp.asarray(z0), _prepare(params))
+    z0 = jnp.asarray(z0)
+    if params.b.shape[0] == 0:
+        return z0, jnp.zeros((), z0.dtype)
+    return _METHODS[method](nonlinearity, z0, _prepare(params))
 
 
 def default_method(flow_length: int, dim: int) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from decimal import Decimal
 
 import jax
@@ -651,6 +652,10 @@ def test_no_layers_are_the_identity(method, dtype):
     assert log_det.dtype == dtype
     assert jax.tree.map(jnp.shape, in_params) == jax.tree.map(jnp.shape, params)
     np.testing.assert_allclose(in_z0[0], np.cos([0, 1, 2]), rtol=1e-6)
+    shared = jax.tree.map(lambda leaf: leaf[0], params)
+    zK, log_det = jax.vmap(functools.partial(planar_flow, shared, method=method))(np.tile(z0, (4, 1)))
+    np.testing.assert_array_equal(zK, np.tile(z0, (4, 1)))
+    np.testing.assert_array_equal(log_det, np.zeros(4))
 
 
 # --- The public functions
@@ -694,9 +699,13 @@ def test_parameters_of_the_wrong_shape_are_refused_and_their_shapes_named(change
 def test_without_a_method_the_documented_one_is_taken(flow_length, dim, expected):
     assert flows.default_method(flow_length, dim) == expected
     params, z0 = init_planar(jax.random.key(0), flow_length, dim), jnp.zeros(dim)
-    jaxprs = {m: str(jax.make_jaxpr(functools.partial(planar_flow, method=m))(params, z0)) for m in METHODS}
-    assert jaxprs["scan"] != jaxprs["gram"]
-    assert str(jax.make_jaxpr(planar_flow)(params, z0)) == jaxprs[expected]
+
+    def jaxpr(method):
+        text = str(jax.make_jaxpr(functools.partial(planar_flow, method=method))(params, z0))
+        return re.sub(r"0x[0-9a-f]+", "", text)  # addresses of functions in it
+
+    assert jaxpr("scan") != jaxpr("gram")
+    assert jaxpr(None) == jaxpr(expected)
 
 
 def test_reverse_mode_of_the_gram_form_keeps_no_copy_of_z_for_every_layer():
