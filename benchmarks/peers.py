@@ -187,7 +187,9 @@ def _jax_peer(
 
 
 def ours(problem: Problem, method: str | None) -> Peer:
-    """``planar_flow`` with this method."""
+    """``planar_flow`` with this method; None: the one that its documentation says."""
+    if method is None and problem.amortized:
+        method = "scan"
     params = Planar(*(jnp.asarray(array, jnp.zeros(()).dtype) for array in problem[:3]))
     in_axes = (0 if problem.amortized else None, 0)
     flow = jax.vmap(lambda params, z0: planar_flow(params, z0, method=method), in_axes=in_axes)

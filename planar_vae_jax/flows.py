@@ -88,13 +88,14 @@ def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     log_m = jnp.where(deep, below + SHIFT, jnp.log(jnp.where(deep, 1.0, m)))
 
     # w / |w|^2 through w / max|w|, so that |w|^2 neither under- nor overflows. The result does not
-    # depend on the scale, hence no gradient through it.
+    # depend on the scale, hence no gradient through it. The barrier: of a w that is a compile-time constant, XLA would
+    # turn (w / scale)^2 into w^2 / scale^2.
+    w = lax.optimization_barrier(w)
     scale = lax.stop_gradient(jnp.max(jnp.abs(w)))
     finfo = jnp.finfo(w.dtype)
     nonzero = scale > finfo.tiny / finfo.eps
     scale = jnp.where(nonzero, scale, 1.0)
-    # The barrier: where w is a compile-time constant, XLA would turn (w / scale)^2 into w^2 / scale^2.
-    direction = lax.optimization_barrier(w / scale)
+    direction = w / scale
     norm2 = jnp.where(nonzero, jnp.sum(jnp.square(direction)), 1.0)
     u_hat = u + jnp.where(nonzero, correction / scale, 0.0) * direction / norm2
     return u_hat, w_u_hat, m, log_m
