@@ -17,14 +17,13 @@ import pytest
 from planar_vae_jax import Planar
 
 # Every test that runs an experiment compiles the same few programs: once a session is enough. In the
-# environment too, for experiments that run in a process of their own.
-_cache = tempfile.TemporaryDirectory(prefix="planar_vae_jax-tests-")
-for _name, _value in {
-    "jax_compilation_cache_dir": _cache.name,
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-}.items():
-    os.environ[_name.upper()] = str(_value)
-    jax.config.update(_name, _value)
+# environment too, for experiments that run in a process of their own and for pytest's own workers.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="planar_vae_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # No silent promotion: a float64 constant in a float32 flow, or [D] broadcast against [K, D], is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
