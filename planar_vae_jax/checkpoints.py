@@ -212,7 +212,8 @@ class Checkpoints:
         if isinstance(whole["format"], int) and whole["format"] > FORMAT:
             raise _NewerFormatError(
                 f"checkpoint {self.directory / str(step)} is of format {whole['format']}, written by a newer version "
-                f"of planar_vae_jax; this one reads up to format {FORMAT}"
+                f"of planar_vae_jax; this one reads up to format {FORMAT} (if no newer one wrote it, it is damaged: move "
+                "it elsewhere, and an older one is used)"
             )
         if whole["format"] != FORMAT or whole["crc32"] != _crc(whole["content"]):
             raise ValueError("its meta data do not fit their checksum")
