@@ -78,7 +78,7 @@ def fit(
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
         signals.Stopped: by a signal; all is saved.
     """
-    checkpoints = run.checkpoints()
+    checkpoints = run.checkpoints(_check_finite)
     try:
         with signals.finishing():
             return _Fit(course, run, checkpoints).go(state, info, key)
@@ -100,7 +100,7 @@ def load(
         UsageError: there is none.
         CheckpointError: none is whole, or the best is damaged.
     """
-    checkpoints = run.checkpoints()
+    checkpoints = run.checkpoints(_check_finite)
     like = {"state": state, "info": info, "key": key}
     try:
         best = checkpoints.best_step if which == "best" else None
@@ -245,3 +245,9 @@ class _Fit:
 def _all_finite(tree: Any) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _check_finite(tree: Any) -> None:
+    """Training refuses to save such a state, but a fault of the memory may have made one."""
+    if not _all_finite(tree["state"]):
+        raise ValueError("not every parameter is finite")

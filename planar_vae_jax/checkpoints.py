@@ -52,11 +52,19 @@ class Checkpoints:
         directory: made if need be; nobody else may write into it meanwhile.
         keep: how many of the newest stay, at least 1.
         tell: is given a line for each damaged checkpoint that is passed over.
+        check: is given each tree that is read; a ``ValueError`` of its makes that checkpoint a damaged one.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 3, tell: Callable[[str], object] = print):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 3,
+        tell: Callable[[str], object] = print,
+        check: Callable[[Any], object] = lambda tree: None,
+    ):
         self.directory = Path(directory).absolute()
-        self._keep, self._tell = keep, tell
+        self._keep, self._tell, self._check = keep, tell, check
         self._scores: dict[int, float] = {}
         self._ocp = importlib.import_module("orbax.checkpoint")
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters is raised, and told in our words
@@ -212,8 +220,8 @@ class Checkpoints:
         if isinstance(whole["format"], int) and whole["format"] > FORMAT:
             raise _NewerFormatError(
                 f"checkpoint {self.directory / str(step)} is of format {whole['format']}, written by a newer version "
-                f"of planar_vae_jax; this one reads up to format {FORMAT} (if no newer one wrote it, it is damaged: move "
-                "it elsewhere, and an older one is used)"
+                f"of planar_vae_jax; this one reads up to format {FORMAT} (if no newer one wrote it, it is damaged: "
+                "move it elsewhere, and an older one is used)"
             )
         if whole["format"] != FORMAT or whole["crc32"] != _crc(whole["content"]):
             raise ValueError("its meta data do not fit their checksum")
@@ -227,7 +235,9 @@ class Checkpoints:
             raise ValueError("its arrays do not fit their checksum")
         if content["leaves"] != _describe(like):
             raise ValueError("its arrays are of other names or shapes than this run's")
-        return Restored(step, _unpack(vector, like), content["meta"])
+        tree = _unpack(vector, like)
+        self._check(tree)
+        return Restored(step, tree, content["meta"])
 
     def _set_aside(self, step: int) -> Path:
         """Moves a checkpoint into ``damaged/``, under a name that is free."""

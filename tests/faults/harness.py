@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -121,11 +120,6 @@ def refuse(name: str, workdir: Path, *flags: str, status: int, words: str) -> No
     line = run.error()
     assert line.startswith("error: ")
     assert re.search(words, line), line
-
-
-def limit_file_size() -> None:
-    """From now on the kernel refuses every write to a file of this process."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
 
 def strict(text: str | bytes) -> Any:
