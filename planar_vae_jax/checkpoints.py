@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import json
 import logging
+import os
 import re
 import shutil
 import zlib
@@ -194,8 +195,17 @@ class Checkpoints:
             self.wait()
             self._prune()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # one failed save may raise from several threads of Orbax
+                self._manager.close()
             self._sweep()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes; where an error is on its way, that one tells more."""
+        with contextlib.suppress(*((CheckpointError,) if kind else ())):
+            self.close()
 
     def _sweep(self) -> None:
         """Removes what saves left that did not finish."""
@@ -305,5 +315,5 @@ def _brief(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    said = re.search(r"OS error \d+: (?:E[A-Z0-9]+ )?([^\]]+)", text)  # TensorStore's way to put it
-    return said[1] if said else f"{type(error).__name__}: {text}"[:200]
+    said = re.search(r"(?:OS error |os_error_code=')(\d+)", text)  # TensorStore's ways to put it
+    return os.strerror(int(said[1])) if said else f"{type(error).__name__}: {text}"[:200]
