@@ -45,7 +45,6 @@ def first_entry(tree, value):
 
 SPOIL = {
     "parameter NaN": lambda state: state._replace(params=first_entry(state.params, jnp.nan)),
-    "optimiser NaN": lambda state: state._replace(opt_state=first_entry(state.opt_state, jnp.nan)),
     "optimiser infinite": lambda state: state._replace(opt_state=first_entry(state.opt_state, -jnp.inf)),
 }
 
