@@ -78,12 +78,8 @@ def fit(
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
         signals.Stopped: by a signal; all is saved.
     """
-    checkpoints = run.checkpoints()
-    try:
-        with signals.finishing():
-            return _Fit(course, run, checkpoints).go(state, info, key)
-    finally:
-        checkpoints.close()
+    with run.checkpoints(_check_finite) as checkpoints, signals.finishing():
+        return _Fit(course, run, checkpoints).go(state, info, key)
 
 
 def load(
@@ -100,15 +96,12 @@ def load(
         UsageError: there is none.
         CheckpointError: none is whole, or the best is damaged.
     """
-    checkpoints = run.checkpoints()
     like = {"state": state, "info": info, "key": key}
-    try:
+    with run.checkpoints(_check_finite) as checkpoints:
         best = checkpoints.best_step if which == "best" else None
         if which == "best" and best is None:
             raise UsageError(f"--checkpoint=best: {run.workdir} has no checkpoint with a loss yet")
         found = checkpoints.restore(like) if best is None else checkpoints.restore_step(best, like)
-    finally:
-        checkpoints.close()
     if found is None:
         raise UsageError(f"--eval_only needs a checkpoint; {run.workdir} has none yet")
     log = Log(**found.meta)
@@ -245,3 +238,9 @@ class _Fit:
 def _all_finite(tree: Any) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _check_finite(tree: Any) -> None:
+    """Training refuses to save such a state, but a fault of the memory may have made one."""
+    if not _all_finite(tree["state"]):
+        raise ValueError("not every parameter is finite")

@@ -55,7 +55,7 @@ def parse(
         rest = values([config_class.__name__, *argv])[1:]
     except (flags.Error, TypeError) as error:  # TypeError: a default of the wrong type
         raise UsageError(" ".join(str(error).split())) from None
-    except OSError as error:  # --flagfile=FILE
+    except (OSError, UnicodeDecodeError) as error:  # --flagfile=FILE
         raise UsageError(f"--flagfile: {error}") from None
     if values["help"].value:
         print(doc.strip(), "\n\nflags:\n", values.get_help(), sep="")

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,9 +148,9 @@ class ResumableRun(Run):
         write_json(self.workdir / "config.json", self._description)
         print(f"writing to {self.workdir}", flush=True)
 
-    def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints."""
-        return Checkpoints(self.workdir / "checkpoints", keep=self._config.keep, tell=warn)
+    def checkpoints(self, check: Callable[[Any], object]) -> Checkpoints:
+        """The run's checkpoints; ``check`` raises ``ValueError`` where what one holds is of no use."""
+        return Checkpoints(self.workdir / "checkpoints", keep=self._config.keep, tell=warn, check=check)
 
     def go_on(self, lines: list[dict[str, Any]], seconds: float, where: str | None) -> None:
         """Brings the files to where the training is: a run may have been killed, or be longer now.

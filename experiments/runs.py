@@ -74,9 +74,10 @@ def make_workdir(workdir: str) -> Path:
     """
     try:
         path = Path(workdir).expanduser()
+        str(path.absolute()).encode()  # TensorStore takes no other name
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
-    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name; ~ of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name, or not UTF-8; ~ of nobody
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--workdir must be a folder that can be written; got {workdir!r} ({reason})") from None
     return path

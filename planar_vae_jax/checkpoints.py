@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import json
 import logging
+import os
 import re
 import shutil
 import zlib
@@ -52,11 +53,19 @@ class Checkpoints:
         directory: made if need be; nobody else may write into it meanwhile.
         keep: how many of the newest stay, at least 1.
         tell: is given a line for each damaged checkpoint that is passed over.
+        check: is given each tree that is read; a ``ValueError`` of its makes that checkpoint a damaged one.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 3, tell: Callable[[str], object] = print):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 3,
+        tell: Callable[[str], object] = print,
+        check: Callable[[Any], object] = lambda tree: None,
+    ):
         self.directory = Path(directory).absolute()
-        self._keep, self._tell = keep, tell
+        self._keep, self._tell, self._check = keep, tell, check
         self._scores: dict[int, float] = {}
         self._ocp = importlib.import_module("orbax.checkpoint")
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters is raised, and told in our words
@@ -186,8 +195,17 @@ class Checkpoints:
             self.wait()
             self._prune()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # one failed save may raise from several threads of Orbax
+                self._manager.close()
             self._sweep()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes; where an error is on its way, that one tells more."""
+        with contextlib.suppress(*((CheckpointError,) if kind else ())):
+            self.close()
 
     def _sweep(self) -> None:
         """Removes what saves left that did not finish."""
@@ -212,7 +230,8 @@ class Checkpoints:
         if isinstance(whole["format"], int) and whole["format"] > FORMAT:
             raise _NewerFormatError(
                 f"checkpoint {self.directory / str(step)} is of format {whole['format']}, written by a newer version "
-                f"of planar_vae_jax; this one reads up to format {FORMAT}"
+                f"of planar_vae_jax; this one reads up to format {FORMAT} (if no newer one wrote it, it is damaged: "
+                "move it elsewhere, and an older one is used)"
             )
         if whole["format"] != FORMAT or whole["crc32"] != _crc(whole["content"]):
             raise ValueError("its meta data do not fit their checksum")
@@ -226,7 +245,9 @@ class Checkpoints:
             raise ValueError("its arrays do not fit their checksum")
         if content["leaves"] != _describe(like):
             raise ValueError("its arrays are of other names or shapes than this run's")
-        return Restored(step, _unpack(vector, like), content["meta"])
+        tree = _unpack(vector, like)
+        self._check(tree)
+        return Restored(step, tree, content["meta"])
 
     def _set_aside(self, step: int) -> Path:
         """Moves a checkpoint into ``damaged/``, under a name that is free."""
@@ -294,5 +315,5 @@ def _brief(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    said = re.search(r"OS error \d+: (?:E[A-Z0-9]+ )?([^\]]+)", text)  # TensorStore's way to put it
-    return said[1] if said else f"{type(error).__name__}: {text}"[:200]
+    said = re.search(r"(?:OS error |os_error_code=')(\d+)", text)  # TensorStore's ways to put it
+    return os.strerror(int(said[1])) if said else f"{type(error).__name__}: {text}"[:200]

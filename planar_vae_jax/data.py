@@ -91,7 +91,7 @@ def check_dataset_name(name: str) -> None:
         return
     if not name.endswith(".npz"):
         raise DataError(f"unknown data set {name!r}: wanted {', '.join(DATASETS)} or FILE.npz")
-    if not Path(name).expanduser().is_file():
+    if not _path(name).is_file():
         raise DataError(f"{name}: no such file")
 
 
@@ -114,11 +114,11 @@ def load_dataset(
       DataError: the data set cannot be had (what was tried, what to do), or is damaged (where).
     """
     check_dataset_name(name)
-    directory = Path(data_dir).expanduser() if data_dir else None
+    directory = _path(data_dir) if data_dir else None
     if directory is not None and not directory.is_dir():
         raise DataError(f"data_dir {directory}: no such directory")
     if name.endswith(".npz"):
-        return _load_npz(Path(name).expanduser())
+        return _load_npz(_path(name))
     if name == "mnist5k":
         return _load_mnist5k()
     if name != "auto":
@@ -278,7 +278,7 @@ def _registered(name: str) -> dict[str, Any]:
 
 
 def _tfds_dirs(data_dir: Path | None) -> list[Path]:
-    default = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    default = _path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     return [default] if data_dir is None else [data_dir, default]
 
 
@@ -479,6 +479,11 @@ def _assemble(
         if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer)):
             raise DataError(f"{at_y}: wanted [{len(x)}] labels, integers, got {_shown(y)}")
     return Dataset(name, source, *(arrays.get(field) for field in _FIELDS))  # type: ignore[arg-type]
+
+
+def _path(name: str | os.PathLike[str]) -> Path:
+    """With ~ expanded; that of nobody stays, and names no file."""
+    return Path(os.path.expanduser(name))
 
 
 def _shown(array: np.ndarray) -> str:

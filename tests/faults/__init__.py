@@ -1,0 +1,1 @@
+"""Real faults (signals, full disks, damaged files) against real runs; see conftest.py."""
