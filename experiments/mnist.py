@@ -152,7 +152,8 @@ def carry_out(config: Config, data: Dataset, run: ResumableRun) -> None:
         fitted = fit(course, state, info, train_key, run)
 
     print(
-        f"test figures over {len(test_pixels)} images, {config.nll_samples} importance samples each",
+        f"test figures over {len(test_pixels)} images ({pixels_as(config)}), "
+        f"{config.nll_samples} importance samples each",
         flush=True,
     )
     params, curves = fitted.state.params, loss_curves(fitted.lines)
@@ -188,6 +189,11 @@ def make_model(config: Config, pixels: int) -> Model:
         return jnp.mean(value), jax.tree.map(jnp.mean, shown)
 
     return Model(init, bind, loss)
+
+
+def pixels_as(config: Config) -> str:
+    """What stands behind every figure, in words."""
+    return "grey levels" if config.binarization == "none" else f"{config.binarization} binarisation"
 
 
 def visit_binarization(config: Config) -> str:
@@ -402,7 +408,7 @@ def draw(
     """Figures 3 to 6 of the paper, samples from the prior, and the loss by class."""
     from planar_vae_jax import plotting
 
-    setting = f"{data.name}, K = {config.flows}, {config.epochs} epochs"
+    setting = f"{data.name}, {pixels_as(config)}, K = {config.flows}, {config.epochs} epochs"
     loss_name = "free energy (nats per image)" if config.objective == "elbo" else "squared error per image"
     shape = data.x_test.shape[1:]
     choice, captions = choose_images(data)
