@@ -67,6 +67,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._keep, self._tell, self._check = keep, tell, check
         self._scores: dict[int, float] = {}
+        self._saved = False
         self._ocp = importlib.import_module("orbax.checkpoint")
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters is raised, and told in our words
         self._manager = self._open()
@@ -85,9 +86,18 @@ class Checkpoints:
             todelete_subdir=_TRASH,
         )
         handlers = {"arrays": self._ocp.ArrayCheckpointHandler(), "meta": self._ocp.JsonCheckpointHandler()}
+
+        def open_folder() -> Any:
+            return self._ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
         try:
             shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
-            return self._ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+            try:
+                return open_folder()
+            except ValueError:  # one step's times are damaged; nothing needs them
+                for path in self.directory.glob("*/_CHECKPOINT_METADATA"):
+                    path.unlink()
+                return open_folder()
         except Exception as error:
             raise CheckpointError(f"{self.directory} cannot hold checkpoints: {_brief(error)}") from error
 
@@ -126,6 +136,7 @@ class Checkpoints:
         if not begun:  # Orbax's way to say that a step is there already, or is older than the newest
             raise CheckpointError(f"{self.directory}: step {step} is not after {self.steps[-1]}, so it was not saved")
         self._note_score(step, score)
+        self._saved = True
 
     def wait(self) -> None:
         """Returns when what was begun is on the disk.
@@ -193,7 +204,8 @@ class Checkpoints:
         """
         try:
             self.wait()
-            self._prune()
+            if self._saved:  # who only reads deletes nothing
+                self._prune()
         finally:
             with contextlib.suppress(Exception):  # one failed save may raise from several threads of Orbax
                 self._manager.close()

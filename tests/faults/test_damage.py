@@ -4,6 +4,7 @@ An older one is used and the damage is told, or one line says that none is whole
 """
 
 import random
+import re
 import shutil
 
 import jax
@@ -160,14 +161,35 @@ def test_a_flipped_format_number_cannot_be_told_from_a_newer_version_and_the_lin
     tally("the format number of the newest checkpoint flipped", "one line, nothing moved")
 
 
+@pytest.mark.parametrize("name", ["init_timestamp_nsecs", "commit_timestamp_nsecs"])
+@pytest.mark.parametrize("step", ["1", "3"])
+def test_a_time_that_became_a_fraction_does_not_close_the_folder(copy, tally, name, step):
+    """Orbax then opens none of the checkpoints."""
+    folder = copy()
+    path = folder / step / "_CHECKPOINT_METADATA"
+    raw = path.read_bytes()
+    path.write_bytes(re.sub(rb"(%s\": \d{5})\d" % name.encode(), rb"\1.", raw))
+    assert raw != path.read_bytes()
+    checkpoints = Checkpoints(folder, tell=pytest.fail)
+    assert is_step(checkpoints.restore(tree(0)), 3)
+    checkpoints.close()
+    tally("a byte of the newest checkpoint flipped", "harmless, right")
+
+
 @pytest.mark.parametrize("damage", [cut_to(0), remove, flip(40, 1)], ids=["emptied", "missing", "flipped"])
 def test_none_whole_is_one_line_and_nothing_is_moved(copy, tally, damage):
     folder = copy()
-    for step, path in ((1, "meta/metadata"), (2, "arrays/checkpoint/0"), (3, "arrays/checkpoint/0")):
+    shutil.copytree(folder / "1", folder / "0")  # one more than are kept
+    for step, path in (
+        (0, "meta/metadata"),
+        (1, "meta/metadata"),
+        (2, "arrays/checkpoint/0"),
+        (3, "arrays/checkpoint/0"),
+    ):
         damage(folder / str(step) / path)
     before = contents(folder)
     checkpoints = Checkpoints(folder)
-    with pytest.raises(CheckpointError, match=r"none of the 3 checkpoints in .* is whole; step 3: ") as caught:
+    with pytest.raises(CheckpointError, match=r"none of the 4 checkpoints in .* is whole; step 3: ") as caught:
         checkpoints.restore(tree(0))
     checkpoints.close()
     assert "\n" not in str(caught.value)

@@ -11,12 +11,14 @@ import random
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from experiments import resuming
+from experiments import density, resuming
 from experiments.flags import UsageError
+from experiments.runs import make_workdir
 from faults.harness import STRENGTH, Run, contents, finish, metrics, refuse, result, steps
 
 FIGURES = ("reconstructions.png", "loss.png", "samples.png", "classes.png")
@@ -144,18 +146,17 @@ def unprivileged():
 
 
 def open_run(workdir):
-    from experiments import density
-
     with resuming.open_run(density.prepare(density.Config(workdir=str(workdir))), "density"):
         pass
 
 
 @pytest.fixture
-def open_folder(tmp_path):
+def open_folder():
     """A folder that anybody may enter and write into."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         folder.chmod(0o777)
-    return tmp_path
+        yield folder
 
 
 @pytest.mark.parametrize("inner", ["", "run", "a/b"])
@@ -165,18 +166,20 @@ def test_a_folder_without_permission(open_folder, tally, inner, mode):
     folder.mkdir(mode=mode)
     with unprivileged():
         with pytest.raises(UsageError, match=r"--workdir must be a folder that can be written; .*Permission denied"):
-            open_run(folder / inner)
-        open_run(open_folder / "run")  # it is the folder
+            make_workdir(str(folder / inner))
+        make_workdir(str(open_folder / "run"))  # it is the folder
+    folder.chmod(0o777)
     assert not any(folder.iterdir())
     tally("workdir or its parent without permission", "one line, status 2")
 
 
-def test_a_run_that_may_be_read_only_is_refused(open_folder, half, tally):
-    half.chmod(0o555)
-    before = contents(half)
-    with unprivileged(), pytest.raises(UsageError, match=r"--workdir must be a folder that can be written"):
-        open_run(half)
-    assert contents(half) == before
+def test_a_run_that_may_only_be_read_is_refused(open_folder, tally):
+    (open_folder / "config.json").write_text("{}")
+    open_folder.chmod(0o555)
+    with unprivileged(), pytest.raises(UsageError, match="--workdir must be a folder that can be written"):
+        make_workdir(str(open_folder))
+    assert contents(open_folder) == {"config.json": b"{}"}
+    open_folder.chmod(0o777)
 
 
 def test_a_read_only_file_system(disk, tally):

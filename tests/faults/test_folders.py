@@ -23,9 +23,11 @@ IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-u
 def test_a_second_process_is_refused_and_the_first_goes_on(data, whole, tally, half):
     first = Run("mnist", half, *data["mnist"])
     assert first.until(first.begun)
+    first.process.send_signal(signal.SIGSTOP)  # it would be done before the others
     for flags in ([], ["--overwrite"], ["--eval_only"]):
         refuse("mnist", half, *data["mnist"], *flags, status=2, words=f"--workdir={half} is in use by another process")
         tally("a second process on the folder", "one line, status 2, the first ends as ever")
+    first.process.send_signal(signal.SIGCONT)
     assert first.end() == 0
     assert result(half) == whole("mnist")
 

@@ -65,7 +65,7 @@ CASES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "number", "seed"), CASES)
+@pytest.mark.parametrize(("name", "number", "seed"), CASES, ids=lambda value: getattr(value, "name", str(value)))
 def test_a_run_stopped_at_any_moment_ends_as_the_run_in_one_go(
     data, whole, tally, tmp_path, monkeypatch, name, number, seed
 ):
