@@ -30,7 +30,7 @@ import optax
 from experiments.files import RunError
 from experiments.fitting import Course, Fitted, fit, load
 from experiments.flags import UsageError, flag
-from experiments.resuming import ResumableRun, RunFlags, open_run, parse_run
+from experiments.resuming import ResumableRun, RunFlags, default_workdir, open_run, parse_run
 from experiments.runs import run_main
 from planar_vae_jax import training
 from planar_vae_jax.distributions import normal_log_prob
@@ -55,7 +55,7 @@ class Config(RunFlags):
     steps: int = flag(1500, "optimisation steps", at_least=1, at_most=10_000_000)
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
     workdir: str | None = flag(
-        None, "folder for what the run writes; default runs/density-TARGET-flows=K-seed=S", identity=False
+        None, "folder for what the run writes; default runs/density-..., named after the flags", identity=False
     )
     batch_size: int = flag(2048, "samples a step", at_least=1, at_most=10_000_000)
     learning_rate: float = flag(0.05, "of Adam, decayed to 0 by a cosine", above=0.0, at_most=1e30)
@@ -113,7 +113,7 @@ def prepare(config: Config) -> Config:
             f"--anneal_steps must be at most --steps={config.steps}, or the temperature never reaches 1; "
             f"got {config.anneal_steps}"
         )
-    workdir = config.workdir or f"runs/density-{config.target}-flows={config.flows}-seed={config.seed}"
+    workdir = config.workdir or default_workdir(config, "density", "target", "flows", "seed")
     return dataclasses.replace(config, workdir=workdir)
 
 
@@ -315,7 +315,7 @@ def draw(
         plotting.layer_densities(
             {k: density for k, (_, density) in layers.items()},
             extent=target.extent,
-            title=f"The base's density after k layers ({setting})",
+            title=f"The base's density after k layers\n({setting})",
         ),
     )
     run.save_figure(

@@ -114,11 +114,14 @@ def _define(field: dataclasses.Field[Any], kind: Any, default: Any, values: flag
         str: flags.DEFINE_string,
         bool: flags.DEFINE_bool,
     }
+    help = field.metadata["help"]
+    if field.metadata["choices"] is not None:
+        help = f"{help} ({'|'.join(field.metadata['choices'])})"
     if kind is tuple:  # a comma-separated list of whole numbers
         default = None if default is None else ",".join(map(str, default))
-        flags.DEFINE_list(field.name, default, field.metadata["help"], flag_values=values)
+        flags.DEFINE_list(field.name, default, help, flag_values=values)
     else:
-        define[kind](field.name, default, field.metadata["help"], flag_values=values)
+        define[kind](field.name, default, help, flag_values=values)
 
 
 def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:

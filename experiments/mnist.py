@@ -19,7 +19,7 @@ import optax
 
 from experiments.fitting import Course, fit, load
 from experiments.flags import UsageError, flag
-from experiments.resuming import ResumableRun, RunFlags, data_identity, open_run, parse_run
+from experiments.resuming import ResumableRun, RunFlags, data_identity, default_workdir, open_run, parse_run
 from experiments.runs import run_main, warn
 from planar_vae_jax import objectives, training
 from planar_vae_jax.binarization import BINARIZATIONS, binarize
@@ -46,7 +46,7 @@ class Config(RunFlags):
     )
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
     workdir: str | None = flag(
-        None, "folder for what the run writes; default runs/mnist-flows=K-seed=S", identity=False
+        None, "folder for what the run writes; default runs/mnist-..., named after the flags", identity=False
     )
     dataset: str = flag("auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] uint8")
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", identity=False)
@@ -117,7 +117,7 @@ def prepare(config: Config) -> Config:
     check_dataset_name(config.dataset)
     return dataclasses.replace(
         config,
-        workdir=config.workdir or f"runs/mnist-flows={config.flows}-seed={config.seed}",
+        workdir=config.workdir or default_workdir(config, "mnist", "flows", "seed"),
         binarization=config.binarization or ("dynamic" if config.objective == "elbo" else "none"),
     )
 
@@ -408,7 +408,7 @@ def draw(
     """Figures 3 to 6 of the paper, samples from the prior, and the loss by class."""
     from planar_vae_jax import plotting
 
-    setting = f"{data.name}, {pixels_as(config)}, K = {config.flows}, {config.epochs} epochs"
+    setting = f"{data.name}, {pixels_as(config)}, K = {config.flows}, {config.epochs} epoch{'s' * (config.epochs > 1)}"
     loss_name = "free energy (nats per image)" if config.objective == "elbo" else "squared error per image"
     shape = data.x_test.shape[1:]
     choice, captions = choose_images(data)
@@ -428,7 +428,10 @@ def draw(
         "loss.png",
         plotting.loss_curves(
             np.arange(config.epochs + 1),
-            {name: np.asarray(values) for name, values in curves.items()},
+            {
+                "train (first step, then mean over each epoch)": np.asarray(curves["train"]),
+                "test (before, then after each epoch)": np.asarray(curves["test"]),
+            },
             title=f"Loss ({setting})",
             ylabel=loss_name,
         ),

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import fcntl
 import os
+import re
 import sys
 import time
 import zlib
@@ -81,6 +82,22 @@ def parse_run(config_class: type[Config], argv: Sequence[str], doc: str) -> Conf
     names = {field.name for field in dataclasses.fields(config) if field.metadata["identity"]} | {"data_dir", "epochs"}
     defaults = {name: value for name, value in stored["flags"].items() if name in names}
     return parse(config_class, argv, doc, defaults)
+
+
+def default_workdir(config: RunFlags, experiment: str, *always: str) -> str:
+    """``runs/EXPERIMENT-FLAG=VALUE-...`` of the flags in ``always`` and of those that are not at their defaults.
+
+    So that two runs have one folder only if they are the same run.
+    """
+    parts = [experiment]
+    fields = {field.name: field for field in dataclasses.fields(config) if field.metadata["identity"]}
+    for name in (*always, *(name for name in fields if name not in always)):
+        value = getattr(config, name)
+        if name in always or value != fields[name].default:
+            text = _shown(_as_json(value)).removesuffix(".npz")
+            parts.append(f"{name}={re.sub(r'[^-+.,0-9A-Za-z]', '_', text)}")
+    name = "-".join(parts)
+    return f"runs/{name}" if len(name) <= 200 else f"runs/{name[:190]}-{zlib.crc32(name.encode()):08x}"
 
 
 def data_identity(data: Dataset) -> dict[str, Any]:
@@ -173,9 +190,12 @@ class ResumableRun(Run):
         write_json_lines(self.workdir / "metrics.jsonl", lines)
 
     def evaluate_into(self, step: int, final: bool, seconds: float) -> None:
-        """Where ``--eval_only`` writes: into the folder if this is the run's last state, else into one beside."""
+        """Where ``--eval_only`` writes: into the folder if the run's own figures come out, else into one beside."""
+        assert self._stored is not None
+        own = self._stored["flags"]
+        same = all(_as_json(getattr(self._config, name)) == own[name] for name in self._config.EVALUATION_FLAGS)
         self._earlier = seconds
-        if not final:
+        if not (final and same):
             self.workdir = make_workdir(str(self.workdir / f"step-{step}"))
             remove_unfinished(self.workdir)
         print(f"writing to {self.workdir}: figures of step {step}", flush=True)
@@ -232,8 +252,8 @@ class ResumableRun(Run):
         if summary is None or summary.get("epochs") != length:
             return False
         print(
-            f"the run in {self.workdir} is finished (summary.json); the same command with --eval_only draws its "
-            "figures again",
+            f"the run in {self.workdir} is finished (summary.json); "
+            f"--workdir={self._config.workdir} --eval_only draws its figures again",
             flush=True,
         )
         return True

@@ -122,8 +122,9 @@ class Run:
             file.write(json.dumps(finite(metrics), allow_nan=False) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Writes ``summary.json``."""
+        """Writes ``summary.json`` and says where everything is."""
         write_json(self.workdir / "summary.json", summary)
+        print(f"figures and summary.json are in {self.workdir}", flush=True)
 
     def save_figure(self, name: str, figure: Any) -> None:
         """Writes a matplotlib figure as ``name`` in the folder."""

@@ -102,7 +102,7 @@ def constrain(u: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
 
 
 def _prepare(params: Planar) -> Layers:
-    u, w, b = map(jnp.array, params)  # a copy in name: JAX's custom rules refuse numpy arrays under vmap
+    u, w, b = params
     u_hat, w_u_hat, m, log_m = jax.vmap(constrain)(u, w)
     return Layers(u_hat, w, b, w_u_hat, m, log_m)
 
@@ -158,7 +158,10 @@ def init_planar(
     )
 
 
-def _check_shapes(params: Planar, z: jax.Array, argument: str) -> None:
+def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax.Array]:
+    """Both as arrays, checked."""
+    # A copy in name: JAX's custom rules refuse numpy arrays under vmap.
+    params, z = Planar(*map(jnp.array, params)), jnp.array(z)
     u, w, b = (jnp.shape(leaf) for leaf in params)
     if len(u) != 2 or w != u or b != u[:1]:
         raise ValueError(f"params must be Planar(u [K, D], w [K, D], b [K]); got u {u}, w {w}, b {b}")
@@ -167,6 +170,11 @@ def _check_shapes(params: Planar, z: jax.Array, argument: str) -> None:
             f"{argument} must be one event of shape {u[1:]}, as params has D = {u[1]}; "
             f"got shape {jnp.shape(z)} (use jax.vmap for a batch)"
         )
+    dtypes = [leaf.dtype for leaf in (z, *params)]
+    if not jnp.issubdtype(z.dtype, jnp.floating) or len(set(dtypes)) > 1:
+        names = ", ".join(map(str, dtypes[1:]))
+        raise ValueError(f"{argument} and params must be of one floating dtype; got {z.dtype} and u, w, b of {names}")
+    return params, z
 
 
 def planar_flow(
@@ -187,16 +195,15 @@ def planar_flow(
         ``(zK [D], log_det [])``, where ``log_det = log|det dzK/dz0|`` in nats.
 
     Raises:
-        ValueError: for shapes that do not fit, or an unknown ``h`` or ``method``.
+        ValueError: for shapes or dtypes that do not fit, or an unknown ``h`` or ``method``.
     """
-    _check_shapes(params, z0, "z0")
+    params, z0 = _as_arrays(params, z0, "z0")
     nonlinearity = _nonlinearity(h)
     if method is None:
         method = default_method(*params.u.shape)
     if method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, or None; got {method!r}")
-    z0 = jnp.asarray(z0)
-    if params.b.shape[0] == 0:
+    if params.b.size == 0:
         return z0, jnp.zeros((), z0.dtype)
     return _METHODS[method](nonlinearity, z0, _prepare(params))
 
@@ -248,9 +255,9 @@ def inverse_planar_flow(params: Planar, zK: jax.Array, *, h: str = "tanh") -> tu
     ``1 / m`` ulps of ``z0`` there. Gradients grow in the same way; that is the map, not the solver.
 
     Raises:
-        ValueError: for shapes that do not fit, or an unknown ``h``.
+        ValueError: for shapes or dtypes that do not fit, or an unknown ``h``.
     """
-    _check_shapes(params, zK, "zK")
+    params, zK = _as_arrays(params, zK, "zK")
     nonlinearity = _nonlinearity(h)
     layers = _prepare(params)
 

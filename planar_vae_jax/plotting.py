@@ -21,11 +21,13 @@ def loss_curves(epochs: np.ndarray, curves: dict[str, np.ndarray], *, title: str
     for axes, first, label in zip(figure.subplots(1, 2), (0, 1), ("with", "without"), strict=True):
         for name, values in curves.items():
             axes.plot(epochs[first:], values[first:], label=name, linewidth=1.5, marker=".")
+        if len(epochs[first:]) == 1:
+            axes.set_xlim(epochs[first] - 1, epochs[first] + 1)
         axes.set(xlabel="epoch", ylabel=ylabel, title=f"{label} the first iteration")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if len(curves) > 1:
-            axes.legend()
+            axes.legend(fontsize=8)
     return figure
 
 
@@ -150,10 +152,11 @@ def kl_curve(kl: np.ndarray, *, title: str) -> Figure:
     window = max(1, len(kl) // 50)
     average = np.convolve(kl, np.full(window, 1.0 / window), mode="valid")
     left, right = figure.subplots(1, 2)
-    left.plot(steps, kl, linewidth=0.8)
+    marker = "." if len(kl) < 50 else None
+    left.plot(steps, kl, linewidth=0.8, marker=marker)
     left.set(ylabel="KL estimate (nats)", title="every step")
     # An estimate near 0 is below 0 half of the time; it has no place on a logarithmic axis.
-    right.plot(steps[window - 1 :], np.where(average > 0.0, average, np.nan), linewidth=1.2)
+    right.plot(steps[window - 1 :], np.where(average > 0.0, average, np.nan), linewidth=1.2, marker=marker)
     right.set(ylabel="KL estimate (nats)", title=f"mean of {window} steps" if window > 1 else "every step")
     if np.any(average > 0.0):
         right.set_yscale("log")

@@ -228,4 +228,4 @@ def test_from_the_shell_a_mistake_is_one_line_and_a_status_without_traceback(tmp
 def test_the_default_folder_names_the_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = density.prepare(dataclasses.replace(Config(), target="U1", flows=3, seed=7))
-    assert config.workdir == "runs/density-U1-flows=3-seed=7"
+    assert config.workdir == "runs/density-target=U1-flows=3-seed=7"

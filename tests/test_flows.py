@@ -681,6 +681,13 @@ def test_an_event_of_the_wrong_shape_is_refused_at_trace_time_and_a_batch_is_tol
         jax.eval_shape(planar_flow, params, jnp.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float16", "bfloat16"])
+def test_an_event_of_another_dtype_is_refused_and_both_are_named(dtype):
+    params, _ = draw(2, 3, dtype=np.float32)
+    with pytest.raises(ValueError, match=rf"z0 and params must be of one floating dtype; got {dtype} and .* float32"):
+        planar_flow(params, jnp.zeros(2, dtype))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"u": (2,)}, {"w": (3, 1)}, {"w": (2, 3)}, {"b": ()}, {"b": (2,)}, {"b": (3, 2)}, {"u": (1, 3, 2)}],
