@@ -6,8 +6,8 @@ fits 15 layers to the paper's mixture in 1500 steps, about half a minute on two 
 their numbers into ``runs/``. To reach: KL <= 0.001 nats for each of the seeds 0 to 7, and <= 0.0003 in the median (the
 paper: 0.153). Narrower modes, where the usual form collapses onto one of them (KL = log 2 = 0.693):
 
-    python -m experiments.density --scale=0.5                                       # to reach: KL <= 0.02
-    python -m experiments.density --scale=0.3 --steps=6000 --anneal_steps=6000      # to reach: KL <= 0.1
+    python -m experiments.density --scale=0.5                                                         # KL <= 0.02
+    python -m experiments.density --scale=0.3 --steps=6000 --anneal_steps=6000 --learning_rate=0.03   # KL <= 0.1
 
 Rezende & Mohamed's (2015) U1 to U4, a minute or two each; annealing makes U3 and U4 worse:
 

@@ -123,8 +123,18 @@ def test_the_files_are_those_of_a_checkpoint(saved):
     assert set(contents(saved / "3")) == set(FILES)
 
 
+DAMAGES = {
+    "emptied": cut_to(0),
+    "one byte left": cut_to(1),
+    "half": cut_to(0.5),
+    "last byte missing": cut_last,
+    "grown": grow,
+    "missing": remove,
+}
+
+
 @pytest.mark.parametrize("path", FILES)
-@pytest.mark.parametrize("damage", [cut_to(0), cut_to(1), cut_to(0.5), cut_last, grow, remove], ids=str)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_file_cut_or_missing(copy, tally, damage, path):
     whole = restore_after(copy(), damage, path)
     assert not (whole and path in ("arrays/checkpoint/0", "meta/metadata") and damage is not grow)
