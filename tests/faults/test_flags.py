@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import pkgutil
+import random
 import re
 import types
 import typing
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import experiments
+from experiments import density
 from experiments.files import RunError
 from experiments.flags import UsageError
 from experiments.resuming import parse_run
@@ -89,14 +91,25 @@ def arguments(config_class):
     return st.lists(st.one_of(*[flags] * 9, stray), min_size=1, max_size=6)
 
 
-def assert_clear(error, config_class):
-    """One line that names a flag, or the argument that is none."""
-    message = str(error)
+def refusal(module, argv, images=None):
+    """The one line by which a command line is refused, if it is; it names a flag, or the argument that is none.
+
+    Args:
+        images: is read instead of a data set that has a name of its own.
+    """
+    try:
+        config = module.prepare(parse_run(module.Config, argv, "doc"))
+        if hasattr(module, "load_data") and (images or config.dataset not in DATASETS):
+            module.load_data(dataclasses.replace(config, dataset=str(images or config.dataset)))
+    except (UsageError, DataError) as error:
+        message = str(error)
+    else:
+        return None
+    names = "|".join(field.name for field in dataclasses.fields(module.Config))
+    named = rf"\b({names}|flagfile|unknown|undefok)\b|data set|every argument is a flag|\.npz"
+    assert re.search(named, message), message
     assert "\n" not in message
-    names = "|".join(field.name for field in dataclasses.fields(config_class))
-    assert re.search(rf"\b({names}|flagfile|unknown|undefok)\b|data set|every argument is a flag|\.npz", message), (
-        message
-    )
+    return message
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
@@ -114,17 +127,9 @@ def test_any_command_line_is_accepted_or_refused_in_a_line(name, tally, images, 
     @given(arguments(module.Config))
     def check(argv):
         nonlocal accepted
-        try:
-            config = module.prepare(parse_run(module.Config, argv, "doc"))
-            if hasattr(module, "load_data") and config.dataset not in DATASETS[1:]:
-                config = dataclasses.replace(config, dataset=str(images))
-                module.load_data(config)
-        except (UsageError, DataError) as error:
-            assert_clear(error, module.Config)
-            tally(f"flags of {name} at random", "refused in one line")
-        else:
-            accepted += 1
-            tally(f"flags of {name} at random", "accepted")
+        refused = refusal(module, argv, images)
+        accepted += not refused
+        tally(f"flags of {name} at random", "refused in one line" if refused else "accepted")
 
     check()
     assert accepted
@@ -136,94 +141,75 @@ def test_each_weird_value_of_each_flag_alone(name, tally, monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     for field in dataclasses.fields(module.Config):
         for value in WEIRD:
-            try:
-                module.prepare(parse_run(module.Config, [f"--{field.name}={value}"], "doc"))
-            except (UsageError, DataError) as error:
-                assert_clear(error, module.Config)
-                tally(f"each weird value of each flag of {name}", "refused in one line")
-            else:
-                tally(f"each weird value of each flag of {name}", "accepted")
+            refused = refusal(module, [f"--{field.name}={value}"])
+            end = "refused in one line" if refused else "accepted"
+            tally(f"each weird value of each flag of {name}", end)
 
 
 # --- Accepted ones, run to their end
 
-TINY = {  # what a run's time depends on
-    "flows": st.integers(0, 3),
-    "epochs": st.integers(1, 3),
-    "steps": st.integers(1, 60),
-    "batch_size": st.integers(1, 40),
-    "hidden": st.integers(1, 6),
-    "latent": st.integers(1, 4),
-    "nll_samples": st.integers(1, 3),
-    "learning_rate": st.sampled_from([1e-300, 1e-45, 1e-8, 1e-3, 0.5, 100.0, 1e6, 1e30]),
-    "clip_norm": st.sampled_from([0.0, 1e-45, 1e-3, 1.0, 1e30]),
-    "scale": st.sampled_from([0.01, 0.3, 1.0, 10.0]),
-    "seed": st.sampled_from([0, 1, 2**31, 2**32 - 1]),
-    "classes": st.sampled_from(["0", "0,1", "2,2,1"]),
-    "keep": st.sampled_from([1, 2, 10**30]),
+TINY = {  # what a run's time depends on, and the extremes
+    "flows": range(4),
+    "epochs": range(1, 4),
+    "steps": range(1, 61),
+    "batch_size": range(1, 41),
+    "hidden": range(1, 7),
+    "latent": range(1, 5),
+    "nll_samples": range(1, 4),
+    "learning_rate": [1e-300, 1e-45, 1e-8, 1e-3, 0.5, 100.0, 1e6, 1e30],
+    "clip_norm": [0.0, 1e-45, 1e-3, 1.0, 1e30],
+    "scale": [0.01, 0.3, 1.0, 10.0],
+    "seed": [0, 1, 2**31, 2**32 - 1],
+    "classes": ["0", "0,1", "2,2,1"],
+    "keep": [1, 2, 10**30],
 }
-SPECIAL = ("workdir", "data_dir", "dataset", "eval_only", "checkpoint", "overwrite", "resume", "help")
+SPECIAL = ("workdir", "data_dir", "dataset", "eval_only", "checkpoint", "overwrite", "resume")
 
 
-def tiny(config_class):
-    """Command lines with all flags but the special ones, each at times."""
-    strategies = {
-        field.name: TINY.get(field.name, plausible(config_class, field))
-        for field in dataclasses.fields(config_class)
-        if field.name not in SPECIAL
-    }
-    needed = {name: strategies.pop(name) for name in ("epochs", "steps", "hidden", "nll_samples") if name in strategies}
-    return st.fixed_dictionaries(needed, optional=strategies).map(
-        lambda values: [f"--{name}={value}" for name, value in values.items()]
-    )
+def tiny(config_class, rng):
+    """A command line of all flags but the special ones, each at times; those that make a run long always."""
+    argv = []
+    for field in dataclasses.fields(config_class):
+        if field.name in SPECIAL:
+            continue
+        values = TINY.get(field.name) or field.metadata["choices"]
+        if values is None:
+            values = ["true", "false"] if kind(config_class, field) is bool else range(41)
+        if field.name in ("epochs", "steps", "hidden", "nll_samples") or rng.random() < 0.5:
+            argv.append(f"--{field.name}={rng.choice(list(values))}")
+    return argv
 
 
-def assert_not_finite(error):
-    assert "not finite" in str(error)
-    assert "\n" not in str(error)
+def run_in_this_process(module, argv):
+    """Tells how it ended; any error but the one that is told in a line is raised."""
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            module.main(argv)
+    except RunError as error:
+        message = str(error)
+        if "not finite" not in message or "\n" in message:
+            raise
+        return "not finite, told in one line"
+    return "ran to the end"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(max(1, STRENGTH // 2)))
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
-def test_what_is_accepted_runs_to_its_end(name, part, tally, images, tmp_path_factory, monkeypatch):
-    from experiments import density
-
-    module = EXPERIMENTS[name]
+def test_what_is_accepted_runs_to_its_end(name, part, tally, images, tmp_path, monkeypatch):
     monkeypatch.setattr(density, "SAMPLES", 2**14)  # a 64th
-    small = tmp_path_factory.mktemp("data") / "small.npz"
+    module, rng, small = EXPERIMENTS[name], random.Random(f"{name} {part}"), tmp_path / "small.npz"
     with np.load(images) as arrays:
         np.savez(small, **{key: array[:60] for key, array in arrays.items()})
-
-    runs, wanted = 0, 2 if STRENGTH == 1 else 5
-
-    @settings(max_examples=200, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    @given(tiny(module.Config))
-    def check(argv):
-        nonlocal runs
-        if runs == wanted:
-            return
-        workdir = tmp_path_factory.mktemp("runs") / "run"
-        data = [f"--dataset={small}"] if name == "mnist" else []
-        try:
-            config = module.prepare(parse_run(module.Config, [*argv, *data, f"--workdir={workdir}"], "doc"))
-            if data:
-                module.load_data(config)
-        except (UsageError, DataError) as error:
-            assert_clear(error, module.Config)
-            return
-        runs += 1
-        try:
-            with jax.numpy_dtype_promotion("standard"):
-                module.main([*argv, *data, f"--workdir={workdir}"])
-        except RunError as error:
-            assert_not_finite(error)
-            tally(f"accepted flags of {name}, run", "not finite, told in one line")
-        else:
-            tally(f"accepted flags of {name}, run", "ran to the end")
-
-    check()
-    assert runs == wanted
+    data = [f"--dataset={small}"] if hasattr(module, "load_data") else []
+    for turn in range(2 if STRENGTH == 1 else 5):
+        argv = refused = None
+        while argv is None or refused:
+            argv = [*tiny(module.Config, rng), *data, f"--workdir={tmp_path / str(turn)}"]
+            refused = refusal(module, argv)
+        end = run_in_this_process(module, argv)
+        tally(f"accepted flags of {name}, run", end)
+        assert (tmp_path / str(turn) / "summary.json").exists() == (end == "ran to the end")
 
 
 # --- By the command: what only a process shows
