@@ -43,9 +43,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _exit(1, f"error: out of memory; try smaller sizes ({' '.join(str(error).split())[:200]})")
+    signals.ignore()
 
 
 def _exit(status: int, text: str) -> None:
+    signals.ignore()
     print(text, file=sys.stderr, flush=True)
     sys.exit(status)
 

@@ -41,6 +41,14 @@ def install() -> None:
     threading.Thread(target=_listen, args=(reader,), daemon=True, name="signals").start()
 
 
+def ignore() -> None:
+    """From now on they have no effect: nothing is left to stop, and the interpreter, in its own end, would let the
+    system's default act, with another status.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def requested() -> int | None:
     """The signal that asked to stop since :func:`finishing` began, if any did."""
     return _requested
