@@ -184,8 +184,8 @@ class _Loop:
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
         size = None if data is None else len(jax.tree.leaves(data)[0])
-        self._begin = jax.jit(functools.partial(_begin_epoch, size, batch_size, epochs.steps_per_epoch))
-        self._steps = jax.jit(functools.partial(training.train_steps, loss, optimizer))
+        self._begin = functools.partial(_begin_epoch, size, batch_size, epochs.steps_per_epoch)
+        self._steps = functools.partial(_train_steps, loss, optimizer)
         self.order, self.steps_key = self._begin(key, 0)
         batch = _batch(self.data, self.order, 0)
         self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
@@ -321,6 +321,10 @@ class Pace:
         self._steps = max(1, min(8 * self._steps, int(steps * SECONDS / max(seconds, 1e-9))))
 
 
+_train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin_epoch(
     size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
