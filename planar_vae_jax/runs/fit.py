@@ -208,6 +208,7 @@ class _Loop:
                 "another --workdir, or draw the figures of this one by --eval_only"
             )
         self.lines = cut_json_lines(self.metrics, self.done.epoch)
+        self.checkpoints.begin_to_write()
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
 
     def train_epoch(self) -> None:
