@@ -187,7 +187,7 @@ class _Loop:
         self._begin = functools.partial(_begin_epoch, size, batch_size, epochs.steps_per_epoch)
         self._steps = functools.partial(_train_steps, loss, optimizer)
         self.order, self.steps_key = self._begin(key, 0)
-        batch = _batch(self.data, self.order, 0)
+        batch = jax.eval_shape(lambda: _batch(self.data, self.order, 0))
         self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
         self.info = self.empty
 
@@ -343,8 +343,9 @@ def _batch(data: Any, order: Any, position: int) -> Any:
 
 def _first_bad(info: training.StepInfo, start: int, stop: int) -> int | None:
     """The first of these steps whose loss or gradient is not finite."""
-    sound = np.isfinite(info.loss[start:stop]) & np.isfinite(info.gradient_norm[start:stop])
-    bad = np.flatnonzero(~sound.reshape(stop - start, -1).all(axis=1))
+    # Of NumPy's: JAX would compile each slice.
+    sound = [np.isfinite(np.asarray(leaf)[start:stop]) for leaf in (info.loss, info.gradient_norm)]
+    bad = np.flatnonzero(~(sound[0] & sound[1]))
     return start + int(bad[0]) if len(bad) else None
 
 
