@@ -76,7 +76,7 @@ def _said(came: np.ndarray, made: np.ndarray) -> str:
     if came.dtype != np.uint8 or came.ndim != made.ndim:
         parts.append(f"{_kind(came)} taken as [N, H, W] uint8{_how(came)}")
     highest = int(made.max())
-    if 0 < highest < DARK:
+    if made.min() < highest < DARK:
         parts.append(_too_dark(came, highest))
     return "; ".join(parts)
 
