@@ -12,8 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tqdm import tqdm
+
 advice = "run the same command again to go on"  # to be changed where that is wrong
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_lock = threading.Lock()  # of the two that follow
 _finishing = False
 _requested: int | None = None
 
@@ -56,13 +59,18 @@ def requested() -> int | None:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """While there is something to save: the first signal only sets :func:`requested`, a second Ctrl-C ends at once."""
+    """While there is something to save: the first signal only sets :func:`requested`, a second Ctrl-C ends at once.
+
+    Whoever uses it asks :func:`requested` once more afterwards: from then on signals end the process at once again.
+    """
     global _finishing, _requested
-    _finishing, _requested = True, None
+    with _lock:
+        _finishing, _requested = True, None
     try:
         yield
     finally:
-        _finishing = False
+        with _lock:
+            _finishing = False
 
 
 def _listen(reader: socket.socket) -> None:
@@ -74,11 +82,15 @@ def _listen(reader: socket.socket) -> None:
 
 def _receive(number: int) -> None:
     global _requested
-    if not _finishing:
+    with _lock:
+        finishing, first = _finishing, _requested is None
+        if finishing and first:
+            _requested = number
+    if not finishing:
         _exit(number, f"stopped by {name(number)}; {advice}")
-    elif _requested is None:
-        _requested = number
-        print(f"\n{name(number)}: finishing the step and saving; Ctrl-C stops at once", file=sys.stderr, flush=True)
+    elif first:
+        tqdm.write(f"{name(number)}: finishing the step and saving; a second Ctrl-C ends at once", file=sys.stderr)
+        sys.stderr.flush()
     elif number == signal.SIGINT:
         _exit(number, f"stopped at once; {advice} from the last checkpoint")
 
