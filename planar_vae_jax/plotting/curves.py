@@ -1,0 +1,96 @@
+"""Losses: over time, and by class."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from planar_vae_jax.plotting.text import plain, set_title
+
+TALLEST = 100.0  # inches, of the bars by class
+
+
+def loss_curves(epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: str, ylabel: str) -> Figure:
+    """One quantity against epochs, with the first value on the left and without it on the right (figures 5 and 6).
+
+    Args:
+        epochs: ``[T]``, epochs (whole or fractions) at which the losses were taken.
+        curves: name -> ``[T]`` losses, as of training and of validation or test images.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
+    set_title(figure, title)
+    names, style = plain(curves)
+    panels = figure.subplots(1, 2)
+    for axes, first, label in zip(panels, (0, 1), ("with", "without"), strict=True):
+        lines = [axes.plot(epochs[first:], y[first:], linewidth=1.5, marker=".")[0] for y in curves.values()]
+        if len(epochs[first:]) == 1:
+            axes.set_xlim(epochs[first] - 1, epochs[first] + 1)
+        axes.set(xlabel="epoch", ylabel=ylabel, title=f"{label} the first iteration")
+        _whole_ticks(axes)
+    legend = figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
+    for text in legend.get_texts():
+        text.set(**style)
+    return figure
+
+
+def class_losses(
+    losses: Mapping[str, float], *, title: str, label: str, errors: Mapping[str, float] | None = None
+) -> Figure:
+    """Test loss by class ("each category"): a bar a class with its value beside it.
+
+    Args:
+        losses: class -> mean loss.
+        errors: class -> standard error of that mean, not finite where there is none, as of a single image.
+    """
+    deviations = [(errors or {}).get(name, math.nan) for name in losses]
+    figure = Figure(figsize=(7, min(TALLEST, 0.32 * len(losses)) + 0.8), layout="constrained", dpi=120)
+    set_title(figure, title, size=10)
+    axes = figure.subplots()
+    places, values = range(len(losses)), list(losses.values())
+    bars = axes.barh(places, values, xerr=deviations if errors else None, color="tab:blue", capsize=3)
+    texts = [with_error(value, error) for value, error in zip(values, deviations, strict=True)]
+    axes.bar_label(bars, texts, padding=4, fontsize=9)
+    names, style = plain(losses)
+    axes.set_yticks(places, names, **style)
+    axes.set(xlabel=f"{label}, ± standard error" if errors else label, ylabel="class")
+    axes.margins(x=0.2)
+    axes.invert_yaxis()
+    return figure
+
+
+def with_error(value: float, error: float) -> str:
+    """``98.6 ± 0.7``: the standard error to one digit, the value as far as that; four digits where there is none."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:.4g}"
+    decimals = max(0, -math.floor(math.log10(float(f"{error:.0e}"))))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def kl_curve(kl: np.ndarray, *, title: str) -> Figure:
+    """KL of every step ``[T]`` in nats: as it is, and its moving average on a logarithmic axis."""
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
+    set_title(figure, title)
+    steps = np.arange(1, len(kl) + 1)
+    window = max(1, len(kl) // 50)
+    average = np.convolve(kl, np.full(window, 1.0 / window), mode="valid")
+    left, right = figure.subplots(1, 2)
+    marker = "." if len(kl) < 50 else None
+    left.plot(steps, kl, linewidth=0.8, marker=marker)
+    left.set_title("every step")
+    # An estimate near 0 is below 0 half of the time; it has no place on a logarithmic axis.
+    right.plot(steps[window - 1 :], np.where(average > 0.0, average, np.nan), linewidth=1.2, marker=marker)
+    right.set_title(f"mean of {window} steps" if window > 1 else "every step")
+    if np.any(average > 0.0):
+        right.set_yscale("log")
+    for axes in (left, right):
+        axes.set(xlabel="step", ylabel="KL estimate (nats)")
+        _whole_ticks(axes)
+    return figure
+
+
+def _whole_ticks(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
