@@ -45,11 +45,11 @@ CHUNK = 2**14  # samples on the device at a time
 class Config(RunFlags):
     """Flags of ``experiments.density``."""
 
-    target: str = flag("mixture", "the density to fit", choices=TARGETS)
+    target: str = flag("mixture", "the density to fit", choices=TARGETS, named=True)
     scale: float = flag(1.0, "standard deviation of the mixture's modes", at_least=0.01, at_most=10.0)
-    flows: int = flag(15, "K, the number of planar layers", at_least=0, at_most=10_000)
+    flows: int = flag(15, "K, the number of planar layers", at_least=0, at_most=10_000, named=True)
     steps: int = flag(1500, "optimisation steps", at_least=1, at_most=10_000_000)
-    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
+    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1, named=True)
     batch_size: int = flag(2048, "samples a step", at_least=1, at_most=10_000_000)
     learning_rate: float = flag(0.05, "of Adam, decayed to 0 by a cosine", above=0.0, at_most=1e30)
     clip_norm: float = flag(
@@ -71,7 +71,7 @@ class Estimate(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Fits, evaluates, draws and writes; ``argv`` without the program's name."""
-    config = parse_run(Config, argv, __doc__)
+    config = parse_run(Config, argv, __doc__, "density")
     check_flags(config)
     with open_run(config, "density") as run:
         if run.finished:

@@ -24,6 +24,7 @@ from planar_vae_jax import evaluation, objectives, plotting, training
 from planar_vae_jax.binarization import BINARIZATIONS, binarize
 from planar_vae_jax.data import DATASETS, DataError, Dataset, dataset_identity, hold_out, load_dataset, select_classes
 from planar_vae_jax.evaluation import Figures, Images, fixed_images
+from planar_vae_jax.load import default_binarization
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
@@ -38,13 +39,17 @@ SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
 class Config(RunFlags):
     """Flags of ``experiments.mnist``."""
 
-    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000)
+    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000, named=True)
     epochs: int = flag(
-        30, "passes over the training images; more than before make a run longer", at_least=1, at_most=1_000_000
+        30,
+        "passes over the training images; more than before make a run longer",
+        at_least=1,
+        at_most=1_000_000,
+        resumable=True,
     )
-    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
+    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1, named=True)
     dataset: str = flag("auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] uint8")
-    data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own")
+    data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", resumable=True)
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
     objective: str = flag("elbo", "what is minimised", choices=("elbo", "reconstruction"))
@@ -69,14 +74,16 @@ class Config(RunFlags):
         "safeguards",
         choices=("threefry2x32", "rbg", "unsafe_rbg"),
     )
-    nll_samples: int = flag(128, "importance samples an image for the test NLL", at_least=1, at_most=100_000)
+    nll_samples: int = flag(
+        128, "importance samples an image for the test NLL", at_least=1, at_most=100_000, evaluation=True
+    )
 
 
 def main(argv: list[str]) -> None:
     """Trains, evaluates, draws and writes; ``argv`` without the program's name."""
-    config = parse_run(Config, argv, __doc__)
+    config = parse_run(Config, argv, __doc__, "mnist")
     check_flags(config)
-    binarization = config.binarization or ("dynamic" if config.objective == "elbo" else "none")
+    binarization = config.binarization or default_binarization(config.objective)
     notes: list[str] = []
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
     steps_per_epoch = len(data.x_train) // config.batch_size

@@ -116,19 +116,28 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
 
     Raises:
         ValueError: there is no such run, it is no VAE, or it has no such checkpoint.
-        planar_vae_jax.runs.checkpoints.CheckpointError: the checkpoint is damaged.
+        planar_vae_jax.runs.reading.CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    from planar_vae_jax.runs.checkpoints import read_checkpoint  # Orbax: only where a checkpoint is read
+    from planar_vae_jax.runs import leaves, reading
 
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint must be 'latest' or 'best'; got {checkpoint!r}")
     folder = Path(workdir).expanduser()
     stored = _read_config(folder)
-    found = read_checkpoint(folder / "checkpoints", checkpoint)
+    found = reading.read_checkpoint(folder / "checkpoints", checkpoint)
     flags = stored["flags"]
-    shape = _image_shape(stored, found.leaves)
-    vae = vae_from_flags(flags, shape)
-    return Run(flags, _params(vae, found.leaves, folder), vae, found.step, flags["binarization"])
+    vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
+    try:
+        params = leaves.fill(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)), "['state'].params")
+    except ValueError as error:
+        raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None
+    binarization = flags["binarization"] or default_binarization(flags["objective"])
+    return Run(flags, params, vae, found.step, binarization)
+
+
+def default_binarization(objective: str) -> str:
+    """Of ``experiments.mnist``: a likelihood needs binary images, the paper's squared error takes grey levels."""
+    return "none" if objective == "reconstruction" else "dynamic"
 
 
 def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, int]) -> VAE:
@@ -151,35 +160,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return stored
 
 
-_PARAMS = "['state'].params"  # where a checkpoint holds them
-
-
-def _plain(name: str) -> str:
-    """A leaf's name as it is now: version 0.1 wrote Flax's own containers, whose leaves end in ``.value``."""
-    return name.removesuffix(".value")
-
-
 def _image_shape(stored: dict[str, Any], leaves: dict[str, np.ndarray]) -> tuple[int, int]:
     shape = (stored.get("data") or {}).get("image_shape")
     if shape is not None:
         return tuple(shape)
     # Version 0.1 did not write it: square images, as far as one can tell.
-    pixels = next(array.size for name, array in leaves.items() if _plain(name).endswith("['logits']['bias']"))
+    pixels = next(array.size for name, array in leaves.items() if "params['decode']['logits']['bias']" in name)
     side = math.isqrt(pixels)
     if side * side != pixels:
         raise ValueError(f"the run does not tell the shape of its images, and {pixels} pixels are no square")
     return side, side
-
-
-def _params(vae: VAE, leaves: dict[str, np.ndarray], folder: Path) -> Any:
-    by_name = {_plain(name): array for name, array in leaves.items()}
-
-    def find(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
-        name = _PARAMS + jax.tree_util.keystr(path)
-        array = by_name.get(name)
-        if array is None or array.shape != like.shape:
-            came = "nothing" if array is None else list(array.shape)
-            raise ValueError(f"{folder}: the checkpoint must hold {name} {list(like.shape)}; got {came}")
-        return jnp.asarray(array)
-
-    return jax.tree_util.tree_map_with_path(find, jax.eval_shape(vae.init, jax.random.key(0)))
