@@ -52,8 +52,8 @@ def gram_layers(
 def beside_events(x: jax.Array, z0: jax.Array) -> jax.Array:
     """``x [K]`` repeated for each event of ``z0 [..., D]``: ``[K, ...]``.
 
-    By a product with ones of the events' own (which XLA turns into a broadcast): ``jax.vmap`` puts the batch of a product last,
-    and would transpose whatever has it last to have it first where it meets an array without a batch.
+    By a product with ones of the events' own, which XLA turns into a broadcast. ``jax.vmap`` puts the batch of a
+    product last, and would transpose all that has it last where it meets an array without a batch.
     """
     one = jnp.where(jnp.zeros_like(z0[..., :1], bool), z0[..., :1], 1.0)
     return _dot(x[:, None], one, (1, -1))
@@ -88,7 +88,7 @@ def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax
         layer: elementwise over a batch.
         r: ``[K, ...]``.
         L: ``[K, K]``, strictly lower triangular.
-        own: leaves ``[K, ...]``.
+        own: ``[K, ...]``, or None.
     """
     size = len(r)
     count = -(-size // BLOCK)
@@ -100,7 +100,7 @@ def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax
     for start in range(0, size, width):
         here = slice(start, start + width)
         before = _dot(L[here, :start], jnp.concatenate(values), (1, 0)) if values else 0.0
-        total, value = _block(layer, r[here] + before, L[here, here], jax.tree.map(lambda leaf: leaf[here], own))
+        total, value = _block(layer, r[here] + before, L[here, here], None if own is None else own[here])
         totals.append(total)
         values.append(value)
     return jnp.concatenate(totals), jnp.concatenate(values)

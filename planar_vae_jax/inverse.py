@@ -23,24 +23,35 @@ def solve_preactivation(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) 
     bracket, or from the right one, therefore approaches the root from one side and never crosses it: it stops when
     rounding ends the progress. Clipping to the bracket is a safeguard.
 
-    Derivatives of every order are those of the implicit function; none runs through the iteration.
+    Derivatives are those of the implicit function; none runs through the iteration.
     """
-    a, _ = newton(nonlinearity, y, m)
-    return a
+    root, _ = newton(nonlinearity, *lax.stop_gradient((y, m)))
+    # Where JAX keeps the rule below, what follows adds 0. But partial evaluation (reverse mode through a `lax.scan`)
+    # drops the rule of what it saves for later, which a second derivative then differentiates as it stands: two
+    # steps of Newton's method from a constant have the derivatives of the root up to the third.
+    moved = root
+    for _ in range(2):
+        residual = nonlinearity.remainder(moved) + m * nonlinearity.value(moved) - y
+        moved = moved - residual / _derivative(nonlinearity, moved, m)
+    return root + jnp.where(jnp.isfinite(root), moved - lax.stop_gradient(moved), 0.0)
 
 
 @solve_preactivation.defjvp
 def _solve_preactivation_jvp(nonlinearity, primals, tangents):
-    # Implicit function theorem: v da + h(a) dm = dy with v = dF/da = (1 - h') + h' m.
+    # Implicit function theorem: v da + h(a) dm = dy with v = dF/da.
     (y, m), (y_dot, m_dot) = primals, tangents
     a = solve_preactivation(nonlinearity, y, m)
+    return a, (y_dot - nonlinearity.value(a) * m_dot) / _derivative(nonlinearity, a, m)
+
+
+def _derivative(nonlinearity: Nonlinearity, a: jax.Array, m: jax.Array) -> jax.Array:
+    """``dF/da = (1 - h') + h' m``, at least ``tiny``."""
     slope, complement = nonlinearity.slopes(a)
-    v = jnp.maximum(complement + slope * m, jnp.finfo(a.dtype).tiny)
-    return a, (y_dot - nonlinearity.value(a) * m_dot) / v
+    return jnp.maximum(complement + slope * m, jnp.finfo(a.dtype).tiny)
 
 
 def newton(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The root of :func:`solve_preactivation`, and the number of iterations that the slowest element took."""
+    """The root of :func:`solve_preactivation`, and the number of iterations it took."""
     tiny = jnp.finfo(y.dtype).tiny
     y, m = jnp.broadcast_arrays(y, m)
     target = jnp.abs(y)
@@ -55,17 +66,18 @@ def newton(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) -> tuple[jax.
     )
 
     def step(state):
-        a, progress, iteration = state
-        slope, complement = nonlinearity.slopes(a)
+        a, progress, iterations = state
         residual = nonlinearity.remainder(a) + m * nonlinearity.value(a) - target
-        new = a - residual / jnp.maximum(complement + slope * m, tiny)
+        new = a - residual / _derivative(nonlinearity, a, m)
         new = jnp.where(progress, jnp.clip(new, low, high), a)
-        return new, progress & jnp.where(grows, new > a, new < a), iteration + 1
+        return new, progress & jnp.where(grows, new > a, new < a), iterations + progress.astype(jnp.int32)
 
     def unfinished(state):
-        _, progress, iteration = state
-        return jnp.any(progress) & (iteration < MAX_ITERATIONS)
+        _, progress, iterations = state
+        return jnp.any(progress & (iterations < MAX_ITERATIONS))
 
     start = jnp.where(grows, low, high)
-    a, _, iterations = lax.while_loop(unfinished, step, (start, jnp.isfinite(start), jnp.zeros((), jnp.int32)))
+    # All of the state made from y, so that it is batched and sharded as y is.
+    started = jnp.isfinite(start)
+    a, _, iterations = lax.while_loop(unfinished, step, (start, started, started.astype(jnp.int32) * 0))
     return jnp.copysign(a, y), iterations

@@ -12,6 +12,7 @@ has nothing to cancel, no ``abs`` and no epsilon (:mod:`planar_vae_jax.log_slope
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from planar_vae_jax.constraint import Constrained, constrain
 from planar_vae_jax.gram import gram_layers
 from planar_vae_jax.inverse import solve_preactivation
 from planar_vae_jax.log_slope import sum_log_slopes
-from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity
+from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
 
 METHODS = ("scan", "gram")
 
@@ -111,7 +112,7 @@ def planar_flow(
         ValueError: for shapes or dtypes that do not fit, or an unknown ``h`` or ``method``.
     """
     params, z0 = _as_arrays(params, z0, "z0")
-    _check_nonlinearity(h)
+    check_nonlinearity(h)
     if method is None:
         method = default_method(params, z0)
     if method not in METHODS:
@@ -142,27 +143,25 @@ def inverse_planar_flow(params: Planar, zK: jax.Array, *, h: str = "tanh") -> tu
         ValueError: for shapes or dtypes that do not fit, or an unknown ``h``.
     """
     params, zK = _as_arrays(params, zK, "zK")
-    _check_nonlinearity(h)
+    check_nonlinearity(h)
     return _backward(params, zK, h=h)
 
 
 def default_method(params: Planar, z0: jax.Array) -> str:
     """``"gram"`` where a flow serves more than one event, ``D > 4`` and ``K <= 16 D``; else ``"scan"``.
 
-    The faster one on CPU (docs/benchmarks.md): a scanned layer costs O(D) an event and reads its parameters once; a Gram step
-    costs O(K), and its products are products of matrices only if events share them. Parameters without leading axes
-    count as shared even by a single event, as it may be one of a ``jax.vmap``.
+    The faster one on CPU (docs/benchmarks.md): a scanned layer costs O(D) an event and reads its parameters once; a
+    Gram step costs O(K), and its products are products of matrices only if events share them. Parameters without
+    leading axes count as shared even by a single event, as it may be one of a ``jax.vmap``.
     """
     flow_length, dim = params.u.shape[-2:]
-    return "gram" if NARROW < dim and 0 < flow_length <= 16 * dim and _serves_many(params, z0) else "scan"
+    return "gram" if dim > NARROW and 0 < flow_length <= 16 * dim and _serves_many(params, z0) else "scan"
 
 
 def _serves_many(params: Planar, z0: jax.Array) -> bool:
     flows, events = params.b.shape[:-1], z0.shape[:-1]
-    if not flows:
-        return True
-    aligned = (1,) * (len(events) - len(flows)) + flows
-    return any(flow == 1 != event for flow, event in zip(aligned[-len(events) :], events, strict=True)) if events else False
+    axes = itertools.zip_longest(reversed(flows), reversed(events), fillvalue=1)
+    return not flows or any(flow == 1 and event != 1 for flow, event in axes)
 
 
 # --- Checks.
@@ -173,9 +172,7 @@ def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax
     params, z = Planar(*map(jnp.asarray, params)), jnp.asarray(z)
     u, w, b = (leaf.shape for leaf in params)
     if len(u) < 2 or w != u or b != u[:-1]:
-        raise ValueError(
-            f"params must be Planar(u [..., K, D], w [..., K, D], b [..., K]); got u {u}, w {w}, b {b}"
-        )
+        raise ValueError(f"params must be Planar(u [..., K, D], w [..., K, D], b [..., K]); got u {u}, w {w}, b {b}")
     if not z.ndim or z.shape[-1] != u[-1]:
         raise ValueError(f"{argument} must be of shape [..., {u[-1]}], as params has D = {u[-1]}; got shape {z.shape}")
     try:
@@ -189,14 +186,6 @@ def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax
         names = ", ".join(map(str, dtypes[1:]))
         raise ValueError(f"{argument} and params must be of one floating dtype; got {z.dtype} and u, w, b of {names}")
     return params, z
-
-
-def _check_nonlinearity(h: str) -> None:
-    if h not in NONLINEARITIES:
-        raise ValueError(
-            f"h must be one of {', '.join(NONLINEARITIES)} (strictly increasing with slope in (0, 1]: "
-            f"only then does w.u_hat > -1 make every layer invertible); got {h!r}"
-        )
 
 
 # --- What is compiled: everything is written for one flow [K, D] and its events [..., D].
