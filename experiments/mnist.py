@@ -22,7 +22,16 @@ import optax
 
 from planar_vae_jax import evaluation, objectives, plotting, training
 from planar_vae_jax.binarization import BINARIZATIONS, binarize
-from planar_vae_jax.data import DATASETS, DataError, Dataset, dataset_identity, hold_out, load_dataset, select_classes
+from planar_vae_jax.data import (
+    DATASETS,
+    ArgumentError,
+    DataError,
+    Dataset,
+    dataset_identity,
+    hold_out,
+    load_dataset,
+    select_classes,
+)
 from planar_vae_jax.evaluation import Figures, Images, fixed_images
 from planar_vae_jax.load import default_binarization
 from planar_vae_jax.models import VAE
@@ -191,14 +200,16 @@ def load_images(
         if classes is not None:
             data = select_classes(data, classes)
         return hold_out(data, validation) if validation else data, dataset_identity(data)
-    except DataError as error:
+    except ArgumentError as error:  # it names the argument, which is the flag
         raise UsageError(f"--{error}") from error
+    except DataError as error:
+        raise UsageError(str(error)) from error
 
 
 def training_images(data: Dataset, binarization: str) -> jax.Array:
     """``[N, H, W]`` uint8 on the device; ``static`` is drawn here, once and for every seed the same."""
     if binarization == "static":
-        return fixed_images(data.x_train, np.arange(len(data.x_train)), "train", binarization).pixels
+        return fixed_images(data.x_train, data.train_index, "train", binarization).pixels
     return jnp.asarray(data.x_train)
 
 
@@ -305,9 +316,14 @@ def draw_losses(
     run.save_figure("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"
-        means = {key: (row[name], row[f"{name}_se"]) for key, row in by_class(figures, labels).items()}
-        title = f"Test loss by class\n({setting})"
-        run.save_figure("classes.png", plotting.class_losses(means, title=title, label=label))
+        rows = by_class(figures, labels)
+        figure = plotting.class_losses(
+            {key: row[name] for key, row in rows.items()},
+            title=f"Test loss by class\n({setting})",
+            label=label,
+            errors={key: np.nan if row[f"{name}_se"] is None else row[f"{name}_se"] for key, row in rows.items()},
+        )
+        run.save_figure("classes.png", figure)
 
 
 if __name__ == "__main__":

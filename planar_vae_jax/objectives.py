@@ -91,7 +91,7 @@ def _terms(model: Model, posterior: PlanarFlow, images: jax.Array, noise: jax.Ar
         log_q0=log_q0,
         log_det=log_det,
         log_prior=standard_normal_log_prob(zK),
-        log_likelihood=bernoulli_log_prob(images, logits),
+        log_likelihood=bernoulli_log_prob(images, logits, axes=(-2, -1)),
         squared_error=jnp.sum(jnp.square(images - jax.nn.sigmoid(logits)), axis=(-2, -1)),
     )
 
