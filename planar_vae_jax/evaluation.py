@@ -75,6 +75,8 @@ def map_batches(function: Callable[..., Any], arrays: tuple[jax.Array, ...], bat
     The last batch is filled up with entries seen before, whose results are dropped: each leaf is ``[N, ...]``.
     """
     size = len(arrays[0])
+    if size == 0:
+        return function(*arrays)
     batch_size = max(1, min(batch_size, size))
     batches = -(-size // batch_size)
     indices = (jnp.arange(batches * batch_size) % size).reshape(batches, batch_size)

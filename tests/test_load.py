@@ -131,7 +131,7 @@ def test_what_is_no_such_run_is_told(workdir, tmp_path):
     with pytest.raises(ValueError, match=r"experiments\.density"):
         load_run(other)
     (other / "config.json").write_text(json.dumps({**config, "flags": {**config["flags"], "hidden": 9}}))
-    with pytest.raises(ValueError, match=r"must hold .*\[9"):
+    with pytest.raises(ValueError, match=r"another model.*\[9\]"):
         load_run(other)
     shutil.rmtree(other / "checkpoints")
     with pytest.raises((ValueError, CheckpointError), match="no checkpoint"):
