@@ -37,7 +37,12 @@ FIGURES = {
     ),
     "two columns": lambda title: plotting.image_rows({"original": IMAGES[:2]}, title=title, columns=["3", "8"]),
     "grid": lambda title: plotting.image_grid(IMAGES, columns=4, title=title),
-    "grid with subtitle": lambda title: plotting.image_grid(IMAGES, columns=8, title=title, subtitle="mean little"),
+    "grid with subtitle": lambda title: plotting.image_grid(
+        IMAGES[:4], columns=2, title=title, subtitle="no KL was trained: samples from the prior mean little"
+    ),
+    "long captions": lambda title: plotting.image_rows(
+        {"a row with a long name": IMAGES}, title=title, columns=[str(10**9 + i) for i in range(10)]
+    ),
     "narrow images": lambda title: plotting.image_grid(IMAGES[:, :, :3], columns=5, title=title),
     "wide images": lambda title: plotting.image_grid(IMAGES[:, :3], columns=2, title=title),
     "losses": lambda title: plotting.loss_curves(np.arange(3), CURVES, title=title, ylabel="free energy (nats)"),
@@ -49,6 +54,8 @@ FIGURES = {
     ),
     "density": lambda title: plotting.density_fit(BELL, POINTS, 2 * POINTS, 1.1 * BELL, extent=3, title=title),
     "layers": lambda title: plotting.layer_densities(dict.fromkeys(range(0, 18, 3), BELL), extent=3, title=title),
+    "a wide plane": lambda title: plotting.layer_densities({0: BELL}, extent=1e6, title=title),
+    "a small plane": lambda title: plotting.density_fit(BELL, POINTS, POINTS, BELL, extent=1e-3, title=title),
     "two layers": lambda title: plotting.layer_densities({0: BELL, 1: BELL}, extent=12.5, title=title),
     "kl": lambda title: plotting.kl_curve(np.geomspace(1, 1e-3, 200), title=title),
     "kl, three steps": lambda title: plotting.kl_curve(np.array([0.3, 0.2, 0.1]), title=title),
@@ -132,7 +139,7 @@ def test_a_name_is_shown_as_it_is(name):
 )
 def test_what_cannot_be_drawn_is_replaced(name, shown):
     figure = plotting.image_grid(IMAGES, columns=5, title=name, subtitle=name)
-    assert [artist.get_text() for artist in texts_of(figure)].count(shown) == 2
+    assert [artist.get_text() for artist in texts_of(figure)] == [f"{shown}\n{shown}"]
 
 
 def test_a_name_in_another_script_takes_a_font_that_has_it(tmp_path):
@@ -223,6 +230,7 @@ def test_bars_have_standard_errors():
         (98.57123, 1.44, "98.6 ± 1.4"),
         (98.57123, 0.0999, "98.57 ± 0.10"),
         (-98.57123, 23.4, "-99 ± 23"),
+        (1.234567e30, 2.6e29, "1.235e+30 ± 2.6e+29"),
         (0.00012, 0.00003, "0.00012 ± 0.00003"),
         (98.57123, 0.0, "98.57"),
         (98.57123, np.nan, "98.57"),

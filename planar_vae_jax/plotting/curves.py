@@ -67,6 +67,8 @@ def with_error(value: float, error: float) -> str:
     as that; four digits where there is no error."""
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.4g}"
+    if abs(value) >= 1e6:
+        return f"{value:.4g} ± {error:.2g}"
     digit, exponent = f"{error:.1e}".split("e")
     decimals = max(0, (1 if digit.startswith("1") else 0) - int(exponent))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"

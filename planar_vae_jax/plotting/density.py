@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from planar_vae_jax.plotting.layout import axes_at, set_title
 
 # Inches around a panel: tick labels and the axes' names, and at the top the panel's title.
-LEFT, RIGHT, BOTTOM, TOP = 0.7, 0.1, 0.55, 0.35
+LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.2, 0.55, 0.35
 
 
 def density_fit(
@@ -86,3 +86,5 @@ def _density(axes: Axes, values: np.ndarray, extent: float, top: float, title: s
 def _square(axes: Axes, extent: float, title: str) -> None:
     axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=title)
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    axes.locator_params(nbins=5)
+    axes.ticklabel_format(scilimits=(-2, 4))

@@ -1,17 +1,19 @@
 """Grey images side by side."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from planar_vae_jax.plotting.layout import axes_at, set_title
-from planar_vae_jax.plotting.text import plain
+from planar_vae_jax.plotting.text import plain, points_wide
 
-# Inches: the height of an image, the width of all; around them, at the left for the names of rows, above for captions.
+# Inches: the height of an image, the width of all; around them, above for captions.
 TILE, WIDEST = 0.75, 24.0
-MARGIN, NAMES, CAPTIONS = 0.1, 1.2, 0.25
+MARGIN, CAPTIONS = 0.1, 0.25
+SIZE = 9  # points, of names and captions
 
 
 def image_rows(rows: Mapping[str, np.ndarray], *, title: str, columns: Sequence[str] = ()) -> Figure:
@@ -23,22 +25,25 @@ def image_rows(rows: Mapping[str, np.ndarray], *, title: str, columns: Sequence[
     """
     images = np.concatenate(list(rows.values()))
     count = len(images) // len(rows)
-    figure, axes, (height, width) = _tiles(images, count, title, left=NAMES, above=CAPTIONS if columns else MARGIN)
     names, style = plain(rows)
-    axes.set_yticks([height * (line + 0.5) for line in range(len(rows))], names, fontsize=9, **style)
-    if columns:
-        captions, style = plain(columns)
-        axes.set_xticks([width * (column + 0.5) for column in range(len(columns))], captions, fontsize=9, **style)
+    left = 0.2 + _widest(names, style) / 72
+    figure, axes, (height, width) = _tiles(images, count, title, left=left, above=CAPTIONS if columns else MARGIN)
+    axes.set_yticks([height * (line + 0.5) for line in range(len(rows))], names, fontsize=SIZE, **style)
+    captions, style = plain(columns)
+    room = 0.9 * 72 * figure.get_figwidth() * axes.get_position().width / count
+    size = SIZE * min(1.0, room / max(1.0, _widest(captions, style)))
+    axes.set_xticks([width * (column + 0.5) for column in range(len(columns))], captions, fontsize=size, **style)
     return figure
 
 
 def image_grid(images: np.ndarray, *, columns: int, title: str, subtitle: str = "") -> Figure:
     """A grid of grey images ``[N, H, W]`` with values in [0, 1], row after row; ``subtitle`` is a remark on them."""
-    figure, axes, _ = _tiles(images, columns, title, left=MARGIN, above=CAPTIONS if subtitle else MARGIN)
-    if subtitle:
-        (shown,), style = plain([subtitle])
-        axes.set_title(shown, fontsize=9, style="italic", **style)
-    return figure
+    return _tiles(images, columns, f"{title}\n{subtitle}".rstrip("\n"), left=MARGIN, above=MARGIN)[0]
+
+
+def _widest(texts: Sequence[str], style: Mapping[str, Any]) -> float:
+    """In points."""
+    return max((points_wide(text, SIZE, style["fontfamily"]) for text in texts), default=0.0)
 
 
 def _tiles(
