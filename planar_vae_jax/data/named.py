@@ -7,7 +7,7 @@ from pathlib import Path
 from planar_vae_jax.data import tfds
 from planar_vae_jax.data.dataset import SPLITS, Dataset, assemble
 from planar_vae_jax.data.errors import DataError, Unavailable, joined
-from planar_vae_jax.data.formats import parse_amat, parse_idx, read
+from planar_vae_jax.data.formats import parse_amat, parse_idx, read, read_raw
 from planar_vae_jax.data.places import is_file
 
 _IDX_FILES = {
@@ -86,7 +86,7 @@ def load_download(name: str, data_dir: Path | None) -> Dataset:
 
 def _verify(path: Path, sha256: str, md5: str | None) -> None:
     """``md5``, of the contents, also passes files gzipped anew."""
-    came = hashlib.sha256(path.read_bytes()).hexdigest()
+    came = hashlib.sha256(read_raw(path)).hexdigest()
     if came != sha256 and (md5 is None or _md5(read(path)) != md5):
         raise DataError(f"{path} is damaged, delete it: wanted sha256 {sha256}, got {came}")
 

@@ -7,7 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from planar_vae_jax.plotting.text import set_title
+from planar_vae_jax.plotting.layout import axes_at, set_title
+
+# Inches around a panel: tick labels and the axes' names, and at the top the panel's title.
+LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.2, 0.55, 0.35
 
 
 def density_fit(
@@ -30,14 +33,13 @@ def density_fit(
         samples: ``[S, 2]``, the transformed ``base``.
         density: as ``target``.
     """
-    figure = Figure(figsize=(16, 4.1), layout="compressed", dpi=120)
-    set_title(figure, title)
-    panels = figure.subplots(1, 4)
+    figure, panels = _panels(4, 3.0, title, right=0.9)
     top = float(np.max(target))
     picture = _density(panels[0], target, extent, top, "target density")
     _density(panels[3], density, extent, top, "flow's density")
     clipped = "max" if np.max(density) > top else "neither"
-    bar = figure.colorbar(picture, ax=panels[3], extend=clipped, shrink=0.8)
+    scale = axes_at(figure, figure.get_figwidth() - 0.9, BOTTOM, 0.12, 3.0)
+    bar = figure.colorbar(picture, cax=scale, extend=clipped)
     bar.set_label("density (both panels)")
     colours = _directions(base)
     _scatter(panels[1], base, colours, extent, "base samples")
@@ -47,12 +49,19 @@ def density_fit(
 
 def layer_densities(densities: Mapping[int, np.ndarray], *, extent: float, title: str) -> Figure:
     """Densities after the first k layers, k -> ``[N, N]`` as in :func:`density_fit`; a colour scale each."""
-    figure = Figure(figsize=(3.1 * max(2, len(densities)), 3.6), layout="compressed", dpi=120)
-    set_title(figure, title)
-    for axes, (k, values) in zip(figure.subplots(1, len(densities), squeeze=False)[0], densities.items(), strict=True):
+    figure, panels = _panels(len(densities), 2.5, title)
+    for axes, (k, values) in zip(panels, densities.items(), strict=True):
         top = float(np.max(values))
         _density(axes, values, extent, top, f"k = {k} (0 to {top:.2g})")
     return figure
+
+
+def _panels(count: int, side: float, title: str, right: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """Squares side by side, ``side`` inches each, and ``right`` inches beside them."""
+    pitch = LEFT + side + RIGHT
+    figure = Figure(figsize=(count * pitch + right, BOTTOM + side + TOP), dpi=120)
+    set_title(figure, title)
+    return figure, [axes_at(figure, i * pitch + LEFT, BOTTOM, side, side) for i in range(count)]
 
 
 def _directions(points: np.ndarray) -> np.ndarray:
@@ -77,3 +86,5 @@ def _density(axes: Axes, values: np.ndarray, extent: float, top: float, title: s
 def _square(axes: Axes, extent: float, title: str) -> None:
     axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=title)
     axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    axes.locator_params(nbins=5)
+    axes.ticklabel_format(scilimits=(-2, 4))
