@@ -57,8 +57,8 @@ FIGURES = {
     "a wide plane": lambda title: plotting.layer_densities({0: BELL}, extent=1e6, title=title),
     "a small plane": lambda title: plotting.density_fit(BELL, POINTS, POINTS, BELL, extent=1e-3, title=title),
     "two layers": lambda title: plotting.layer_densities({0: BELL, 1: BELL}, extent=12.5, title=title),
-    "kl": lambda title: plotting.kl_curve(np.geomspace(1, 1e-3, 200), title=title),
-    "kl, three steps": lambda title: plotting.kl_curve(np.array([0.3, 0.2, 0.1]), title=title),
+    "kl": lambda title: plotting.kl_curve(np.arange(15, 1515, 15), np.geomspace(1, 1e-3, 100), title=title),
+    "kl, three steps": lambda title: plotting.kl_curve(np.arange(1, 4), np.array([0.3, 0.2, 0.1]), title=title),
 }
 TITLES = {
     "two lines": "Test images and their reconstructions\n(mnist5k, dynamic binarisation, K = 5, 30 epochs)",
@@ -250,7 +250,7 @@ def test_density_fit_tells_what_it_does_not_show():
 
 
 def test_kl_below_zero_is_left_out_of_the_logarithm():
-    left, right = plotting.kl_curve(np.array([0.3, -0.1, 0.2]), title="title").axes
+    left, right = plotting.kl_curve(np.arange(1, 4), np.array([0.3, -0.1, 0.2]), title="title").axes
     np.testing.assert_array_equal(left.lines[0].get_ydata(), [0.3, -0.1, 0.2])
     np.testing.assert_array_equal(right.lines[0].get_ydata(), [0.3, np.nan, 0.2])
     assert right.get_yscale() == "log"

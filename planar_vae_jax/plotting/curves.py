@@ -74,25 +74,18 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
-def kl_curve(kl: np.ndarray, *, title: str) -> Figure:
-    """KL of every step ``[T]`` in nats: as it is, and its moving average on a logarithmic axis."""
+def kl_curve(steps: np.ndarray, kl: np.ndarray, *, title: str) -> Figure:
+    """KL in nats, each ``kl [T]`` the mean over the steps up to ``steps [T]``: linear, and on a logarithmic axis."""
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
     set_title(figure, title)
-    steps = np.arange(1, len(kl) + 1)
-    window = max(1, len(kl) // 50)
-    average = np.convolve(kl, np.full(window, 1.0 / window), mode="valid")
-    left, right = figure.subplots(1, 2)
-    marker = "." if len(kl) < 50 else None
-    left.plot(steps, kl, linewidth=0.8, marker=marker)
-    left.set_title("every step")
     # An estimate near 0 is below 0 half of the time; it has no place on a logarithmic axis.
-    right.plot(steps[window - 1 :], np.where(average > 0.0, average, np.nan), linewidth=1.2, marker=marker)
-    right.set_title(f"mean of {window} steps" if window > 1 else "every step")
-    if np.any(average > 0.0):
-        right.set_yscale("log")
-    for axes in (left, right):
-        axes.set(xlabel="step", ylabel="KL estimate (nats)")
+    positive = np.where(kl > 0.0, kl, np.nan)
+    for axes, values, label in zip(figure.subplots(1, 2), (kl, positive), ("linear", "logarithmic"), strict=True):
+        axes.plot(steps, values, linewidth=1.0, marker=".", markersize=4)
+        axes.set(xlabel="step", ylabel="KL estimate (nats)", title=label)
         _whole_ticks(axes)
+    if np.any(kl > 0.0):
+        axes.set_yscale("log")
     return figure
 
 
