@@ -3,6 +3,7 @@
 python tests/toy.py --workdir=DIR
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -38,7 +39,17 @@ def examples(seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": x, "y": x.sum(1)}
 
 
-def loss(params, batch, key, step, *, bomb=-1):
+@functools.cache  # one object for each bomb: what is compiled for it is compiled once
+def make_loss(bomb: int):
+    return functools.partial(loss, bomb=bomb)
+
+
+@functools.cache
+def make_optimizer(rate: float) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum=0.9)
+
+
+def loss(params, batch, key, step, *, bomb):
     """Squared error with noise on the parameters, so that keys matter."""
     noise = 0.01 * jax.random.normal(key, params["w"].shape)
     x = jax.random.normal(jax.random.fold_in(key, 1), (BATCH, 3)) if batch is None else batch["x"]
@@ -56,8 +67,8 @@ def train(config: Config, run) -> Fitted:
     data = None if config.data == "none" else examples(int(config.other))
     return fit(
         run,
-        lambda *args: loss(*args, bomb=config.bomb),
-        optax.sgd(config.rate, momentum=0.9),
+        make_loss(config.bomb),
+        make_optimizer(config.rate),
         {"w": jnp.zeros(3), "b": jnp.zeros(())},
         jax.random.key(config.seed),
         steps=STEPS * config.epochs if data else 4 * config.epochs - 2,

@@ -9,7 +9,8 @@ fall back to an older step. So every checkpoint carries the CRC-32 of its arrays
 fit is as damaged as one that cannot be read. The arrays are written as one vector of bytes: a third of the time and of
 the files that a tree of leaves takes.
 
-Until its first save a :class:`Checkpoints` writes and deletes nothing. Whoever only reads: :mod:`.reading`.
+Until its first save, or :meth:`Checkpoints.begin_to_write`, it writes and deletes nothing. Whoever only reads:
+:mod:`planar_vae_jax.runs.reading`.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ class Checkpoints:
     ):
         self.directory = Path(directory).absolute()
         self._keep, self._tell, self._check, self._name = keep, tell, check, name
-        self._damaged: list[int] = []  # passed over, to be set aside by the first save
+        self._damaged: list[int] = []  # passed over, to be set aside
         self._scores: dict[int, float] = {}
         self._writer: Any = None
         self._saving: int | None = None
@@ -80,7 +81,8 @@ class Checkpoints:
         return [step for step in reading.steps(self.directory) if step not in self._damaged]
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest whole checkpoint; damaged ones above it are told, and moved into ``damaged/`` by the next save.
+        """The newest whole checkpoint; damaged ones above it are told, and go into ``damaged/`` when this one begins to
+        write.
 
         Args:
             like: a pytree of arrays (or shapes) with the structure of what was saved.
@@ -105,15 +107,26 @@ class Checkpoints:
         self._damaged = list(damaged)
         return found
 
-    def restore_step(self, step: int, like: Any) -> Restored:
-        """The checkpoint of that step.
+    def begin_to_write(self) -> None:
+        """Makes the folder and tidies it: damaged ones go aside, old ones and what a killed process left go away.
 
         Raises:
-            CheckpointError: it is damaged, of a newer format or another tree, or not there.
+            CheckpointError: the folder cannot be written.
         """
-        self.wait()
-        with reading.whole(self.directory / str(step)):
-            return self._read(step, like)
+        if self._writer is not None:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            for step in self._damaged:
+                self._set_aside(step)
+            self._damaged = []
+            self._scores = reading.scores(self.directory)
+            self._prune()
+        except OSError as error:
+            raise CheckpointError(f"{self.directory} cannot hold checkpoints: {brief(error)}") from error
+        handlers = {"arrays": orbax().ArrayCheckpointHandler(), "meta": orbax().JsonCheckpointHandler()}
+        self._writer = orbax().AsyncCheckpointer(orbax().CompositeCheckpointHandler(**handlers))
 
     def save(self, step: int, tree: Any, meta: dict[str, Any], *, score: float | None = None) -> None:
         """Begins to write a checkpoint, once the one before is finished; ``tree`` may change afterwards.
@@ -132,8 +145,7 @@ class Checkpoints:
         vector, entries = packing.pack(tree)
         content = {"meta": meta, "score": score, "leaves": entries, "crc32": zlib.crc32(vector.data)}
         whole = {"format": reading.FORMAT, "crc32": reading.crc(content), "content": content}
-        if self._writer is None:
-            self._begin_to_write()
+        self.begin_to_write()
         if self.steps and step <= self.steps[-1]:
             raise CheckpointError(f"{self.directory}: step {step} is not after {self.steps[-1]}, so it was not saved")
         args = orbax().args
@@ -197,23 +209,6 @@ class Checkpoints:
         tree = packing.unpack(found.leaves, like)
         self._check(tree)
         return Restored(step, tree, found.meta)
-
-    def _begin_to_write(self) -> None:
-        """Makes the folder, tidies it, and learns the scores of what is there."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            for step in self._damaged:
-                self._set_aside(step)
-        except OSError as error:
-            raise CheckpointError(f"{self.directory} cannot hold checkpoints: {brief(error)}") from error
-        self._damaged = []
-        self._scores = reading.scores(self.directory)
-        self._writer = orbax().AsyncCheckpointer(
-            orbax().CompositeCheckpointHandler(
-                arrays=orbax().ArrayCheckpointHandler(), meta=orbax().JsonCheckpointHandler()
-            )
-        )
 
     def _set_aside(self, step: int) -> None:
         """Moves a checkpoint into ``damaged/``, under a name that is free."""

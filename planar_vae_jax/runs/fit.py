@@ -184,10 +184,10 @@ class _Loop:
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
         size = None if data is None else len(jax.tree.leaves(data)[0])
-        self._begin = jax.jit(functools.partial(_begin_epoch, size, batch_size, epochs.steps_per_epoch))
-        self._steps = jax.jit(functools.partial(training.train_steps, loss, optimizer))
+        self._begin = functools.partial(_begin_epoch, size, batch_size, epochs.steps_per_epoch)
+        self._steps = functools.partial(_train_steps, loss, optimizer)
         self.order, self.steps_key = self._begin(key, 0)
-        batch = _batch(self.data, self.order, 0)
+        batch = jax.eval_shape(lambda: _batch(self.data, self.order, 0))
         self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
         self.info = self.empty
 
@@ -208,6 +208,7 @@ class _Loop:
                 "another --workdir, or draw the figures of this one by --eval_only"
             )
         self.lines = cut_json_lines(self.metrics, self.done.epoch)
+        self.checkpoints.begin_to_write()
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
 
     def train_epoch(self) -> None:
@@ -321,6 +322,10 @@ class Pace:
         self._steps = max(1, min(8 * self._steps, int(steps * SECONDS / max(seconds, 1e-9))))
 
 
+_train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin_epoch(
     size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
@@ -338,8 +343,9 @@ def _batch(data: Any, order: Any, position: int) -> Any:
 
 def _first_bad(info: training.StepInfo, start: int, stop: int) -> int | None:
     """The first of these steps whose loss or gradient is not finite."""
-    sound = np.isfinite(info.loss[start:stop]) & np.isfinite(info.gradient_norm[start:stop])
-    bad = np.flatnonzero(~sound.reshape(stop - start, -1).all(axis=1))
+    # Of NumPy's: JAX would compile each slice.
+    sound = [np.isfinite(np.asarray(leaf)[start:stop]) for leaf in (info.loss, info.gradient_norm)]
+    bad = np.flatnonzero(~(sound[0] & sound[1]))
     return start + int(bad[0]) if len(bad) else None
 
 
