@@ -120,7 +120,17 @@ def test_eval_only_with_other_importance_samples_changes_the_nll_alone(images, t
 
 def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
     # Noise is learned by heart: from some epoch on, validation images get worse.
-    start("mnist", images, tmp_path, "--validation=20", "--learning_rate=0.03", "--hidden=64", "--epochs=15")
+    start(
+        "mnist",
+        images,
+        tmp_path,
+        "--validation=20",
+        "--objective=reconstruction",
+        "--hidden=64",
+        "--latent=8",
+        "--epochs=25",
+        "--learning_rate=0.01",
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     best = 1 + int(np.argmin([line["validation_loss"] for line in lines]))
     assert best < len(lines)
@@ -139,7 +149,14 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
     }
 
     def process(name, *flags):
-        command = [sys.executable, "-m", "experiments.mnist", *MNIST, f"--dataset={images}", f"--workdir={tmp_path / name}"]
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.mnist",
+            *MNIST,
+            f"--dataset={images}",
+            f"--workdir={tmp_path / name}",
+        ]
         return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
     def end(run, status=0):
