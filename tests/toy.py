@@ -1,9 +1,10 @@
 """A toy run: least squares over a few examples, or without data; a tenth of a second.
 
-python tests/toy.py --workdir=DIR
+python -m tests.toy --workdir=DIR
 """
 
 import functools
+import time
 from dataclasses import dataclass
 
 import jax
@@ -30,6 +31,7 @@ class Config(RunFlags):
     samples: int = flag(4, "of the evaluation", at_least=1, evaluation=True)
     bomb: int = flag(-1, "the step whose loss is NaN", resumable=True)
     data: str = flag("examples", "examples, or none", choices=("examples", "none"))
+    pause: float = flag(0.0, "seconds that each report takes", at_least=0.0, resumable=True)
     other: bool = flag(False, "other examples", resumable=True)
 
 
@@ -75,7 +77,7 @@ def train(config: Config, run) -> Fitted:
         steps_per_epoch=STEPS,
         data=data,
         batch_size=BATCH if data else None,
-        report=report,
+        report=lambda params: (time.sleep(config.pause), report(params))[1],
         score="distance",
         show=("loss", "distance"),
         unit="epoch" if data else "step",

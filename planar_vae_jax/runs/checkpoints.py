@@ -126,7 +126,9 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot hold checkpoints: {brief(error)}") from error
         handlers = {"arrays": orbax().ArrayCheckpointHandler(), "meta": orbax().JsonCheckpointHandler()}
-        self._writer = orbax().AsyncCheckpointer(orbax().CompositeCheckpointHandler(**handlers))
+        # Made in the background, a folder that cannot be made holds the other threads, and the process, for minutes.
+        options = orbax().options.AsyncOptions(create_directories_asynchronously=False)
+        self._writer = orbax().AsyncCheckpointer(orbax().CompositeCheckpointHandler(**handlers), async_options=options)
 
     def save(self, step: int, tree: Any, meta: dict[str, Any], *, score: float | None = None) -> None:
         """Begins to write a checkpoint, once the one before is finished; ``tree`` may change afterwards.

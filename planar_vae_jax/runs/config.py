@@ -251,6 +251,8 @@ def read_config(workdir: str | Path) -> dict[str, Any] | None:
         if stored is not None and not all(isinstance(stored.get(key), kind) for key, kind in kinds.items()):
             raise ValueError("not the config of a run")
     except (OSError, ValueError) as error:
+        if not os.path.isdir(path.parent):  # told when the folder is made
+            return None
         raise UsageError(f"{path} cannot be read ({error}); name another --workdir, or --overwrite it") from None
     if stored is not None and stored.get("layout", 1) != 1 and stored["layout"] != LAYOUT:
         raise UsageError(f"{path} is of a newer version of planar_vae_jax (layout {stored['layout']}, not {LAYOUT})")
