@@ -1,33 +1,139 @@
-"""Log-densities of one event, in nats."""
+"""Log-densities of batches ``[..., D] -> [...]``, in nats, and the density that a planar flow makes of a normal."""
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from planar_vae_jax.nonlinearities import check_nonlinearity
+from planar_vae_jax.planar import Planar, inverse_planar_flow, planar_flow
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
 def standard_normal_log_prob(z: jax.Array) -> jax.Array:
-    """``log N(z; 0, I)`` for ``z [D]``."""
-    return -0.5 * (jnp.sum(jnp.square(z)) + z.size * _LOG_2PI)
+    """``log N(z; 0, I)``: ``[...]`` for ``z [..., D]``."""
+    return -0.5 * (jnp.sum(jnp.square(z), -1) + z.shape[-1] * _LOG_2PI)
 
 
 def normal_log_prob(z: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
-    """``log N(z; mean, diag(exp(2 log_std)))``, all ``[D]``."""
-    return standard_normal_log_prob((z - mean) * jnp.exp(-log_std)) - jnp.sum(log_std)
+    """``log N(z; mean, diag(exp(2 log_std)))``: ``[...]`` for three of ``[..., D]`` that are broadcast."""
+    z, mean, log_std = jnp.broadcast_arrays(z, mean, log_std)
+    return standard_normal_log_prob((z - mean) * jnp.exp(-log_std)) - jnp.sum(log_std, -1)
 
 
-def bernoulli_log_prob(x: jax.Array, logits: jax.Array) -> jax.Array:
-    """``log p(x)`` of independent Bernoulli variables, summed over any shape.
+def bernoulli_log_prob(x: jax.Array, logits: jax.Array, axes: int | tuple[int, ...] = -1) -> jax.Array:
+    """``log p(x)`` of independent Bernoulli variables, summed over the event's ``axes``: (-2, -1) for images.
 
     ``x l - softplus(l)`` with logits ``l``: never through probabilities, which saturate. For ``x`` strictly between 0
-    and 1 (grey levels) this is a cross-entropy, not a log-likelihood.
+    and 1 (grey levels) this is a cross-entropy, not a log-likelihood. ``x`` and ``logits`` are broadcast.
     """
-    return jnp.sum(x * logits - jax.nn.softplus(logits))
+    x, logits = jnp.broadcast_arrays(x, logits)
+    return jnp.sum(x * logits - jax.nn.softplus(logits), axes)
 
 
 def normal_mixture_log_prob(z: jax.Array, means: jax.Array, std: float) -> jax.Array:
-    """Log-density of an equal mixture of isotropic normals: ``z [D]``, ``means [C, D]``, common ``std``."""
-    log_probs = jax.vmap(lambda mean: standard_normal_log_prob((z - mean) / std))(means)
-    return jax.nn.logsumexp(log_probs) - math.log(means.shape[0]) - z.size * math.log(std)
+    """Log-density of an equal mixture of isotropic normals: ``[...]`` for ``z [..., D]``, ``means [C, D]``."""
+    components, dim = means.shape
+    means = jnp.expand_dims(means, range(1, z.ndim))
+    log_probs = standard_normal_log_prob((z[None] - means) / std)  # [C, ...]
+    return jax.nn.logsumexp(log_probs, 0) - math.log(components) - dim * math.log(std)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlanarFlow:
+    """The density of ``zK`` when ``z0 ~ N(mean, diag(exp(2 log_std)))`` passes through K planar layers.
+
+    A pytree, to be passed through ``jax.jit``, ``jax.grad`` and ``jax.vmap`` like its arrays. Leading axes of
+    ``params``, ``mean`` and ``log_std`` are a batch of densities; their broadcast shape is appended to that of samples.
+
+    Args:
+        params: ``Planar(u [..., K, D], w [..., K, D], b [..., K])``.
+        mean: ``[]``, ``[D]`` or ``[..., D]``; a number is turned into an array of the dtype of ``params``.
+        log_std: likewise, the logarithm of the standard deviations.
+        h: the nonlinearity, one of ``NONLINEARITIES``.
+
+    Raises:
+        ValueError: for a ``mean`` or ``log_std`` of another D or another floating dtype than ``params``, or whose
+            leading axes do not broadcast; for an unknown ``h``.
+    """
+
+    params: Planar
+    mean: jax.Array = 0.0  # type: ignore[assignment]
+    log_std: jax.Array = 0.0  # type: ignore[assignment]
+    h: str = "tanh"
+
+    def __post_init__(self) -> None:
+        check_nonlinearity(self.h)
+        params = Planar(*map(jnp.asarray, self.params))
+        object.__setattr__(self, "params", params)
+        for name in ("mean", "log_std"):
+            object.__setattr__(self, name, _of_the_base(name, getattr(self, name), params.u))
+        try:
+            self.batch_shape  # noqa: B018
+        except ValueError:
+            leading = (params.b.shape[:-1], self.mean.shape[:-1], self.log_std.shape[:-1])
+            raise ValueError(f"the leading axes of params, mean and log_std must broadcast; got {leading}") from None
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.params.u.shape[-1]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The broadcast leading axes of ``params``, ``mean`` and ``log_std``."""
+        return jnp.broadcast_shapes(self.params.b.shape[:-1], self.mean.shape[:-1], self.log_std.shape[:-1])
+
+    def transform(self, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of ``z0 = mean + exp(log_std) noise``, ``noise [..., D]``: ``(zK [..., D], log q_0(z0) [...], log_det [...])``."""
+        mean, log_std, noise = jnp.broadcast_arrays(self.mean, self.log_std, noise)
+        zK, log_det = planar_flow(self.params, mean + jnp.exp(log_std) * noise, h=self.h)
+        return zK, standard_normal_log_prob(noise) - jnp.sum(log_std, -1), log_det
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draws ``[*shape, *batch_shape, D]``."""
+        return self.transform(self._noise(key, shape))[0]
+
+    def sample_and_log_prob(self, key: jax.Array, shape: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
+        """Draws ``[*shape, *batch_shape, D]``, and their log-densities without an inverse."""
+        zK, log_q0, log_det = self.transform(self._noise(key, shape))
+        return zK, log_q0 - log_det
+
+    def log_prob(self, x: jax.Array) -> jax.Array:
+        """``log q(x)``: ``[...]`` for points ``x [..., D]``, by the inverse."""
+        z0, log_det = inverse_planar_flow(self.params, x, h=self.h)
+        return normal_log_prob(z0, self.mean, self.log_std) + log_det
+
+    def _noise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.normal(key, (*shape, *self.batch_shape, self.dim), self.mean.dtype)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, str]:
+        """Arrays, and what is static."""
+        names = ("params", "mean", "log_std")
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self.h
+
+    @classmethod
+    def tree_unflatten(cls, h: str, leaves: Any) -> "PlanarFlow":
+        """Without checks: JAX puts other things than arrays into pytrees."""
+        flow = object.__new__(cls)
+        for name, leaf in zip(("params", "mean", "log_std", "h"), (*leaves, h), strict=True):
+            object.__setattr__(flow, name, leaf)
+        return flow
+
+
+def _of_the_base(name: str, value: Any, u: jax.Array) -> jax.Array:
+    """``mean`` or ``log_std`` as an array, checked against ``u [..., K, D]``."""
+    dtype = jnp.promote_types(u.dtype, jnp.float32)
+    given = getattr(value, "dtype", None)
+    array = jnp.asarray(value)
+    if given is None or not jnp.issubdtype(given, jnp.floating):
+        array = array.astype(dtype)
+    if array.dtype not in (u.dtype, dtype):
+        raise ValueError(f"{name} and params must be of one floating dtype; got {array.dtype} and {u.dtype}")
+    if array.ndim and array.shape[-1] != u.shape[-1]:
+        raise ValueError(f"{name} must be of shape [] or [..., {u.shape[-1]}], as params has; got {array.shape}")
+    return array.astype(dtype)

@@ -1,5 +1,6 @@
 """``log(1 + h'(a) w.u_hat)``, a layer's share of the log-determinant, with its derivatives."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -42,3 +43,23 @@ def log_slope(nonlinearity: Nonlinearity, a: jax.Array, w_u_hat: jax.Array, m: j
     by_a = jnp.where(degenerate, 0.0, nonlinearity.curvature(a) * w_u_hat * inverse)
     by_log_m = jnp.where(degenerate, 1.0, slope * m * inverse)
     return LogSlope(value, slope, by_a, by_log_m)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def sum_log_slopes(
+    nonlinearity: Nonlinearity, a: jax.Array, w_u_hat: jax.Array, m: jax.Array, log_m: jax.Array
+) -> jax.Array:
+    """The sum of :func:`log_slope` over the first axis, with a derivative of its own: it costs half of autodiff's.
+
+    Args:
+        a: ``[K, ...]``; the others are broadcast against it.
+    """
+    return jnp.sum(log_slope(nonlinearity, a, w_u_hat, m, log_m).value, 0)
+
+
+@sum_log_slopes.defjvp
+def _sum_log_slopes_jvp(nonlinearity, primals, tangents):
+    # By log m alone, through which w.u_hat and m depend on the parameters too.
+    a_dot, _, _, log_m_dot = tangents
+    terms = log_slope(nonlinearity, *primals)
+    return jnp.sum(terms.value, 0), jnp.sum(terms.by_a * a_dot + terms.by_log_m * log_m_dot, 0)

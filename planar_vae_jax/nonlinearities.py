@@ -59,3 +59,12 @@ NONLINEARITIES = {
         remainder_inverse=lambda y: jnp.minimum(y + jnp.sqrt(y), y + 1.0),
     ),
 }
+
+
+def check_nonlinearity(h: str) -> None:
+    """Raises a ValueError that names those there are, unless ``h`` is one of them."""
+    if h not in NONLINEARITIES:
+        raise ValueError(
+            f"h must be one of {', '.join(NONLINEARITIES)} (strictly increasing with slope in (0, 1]: "
+            f"only then does w.u_hat > -1 make every layer invertible); got {h!r}"
+        )

@@ -18,27 +18,27 @@ class Target(NamedTuple):
     """An unnormalised density ``exp(log_density(z))`` on the plane."""
 
     name: str
-    log_density: Callable[[jax.Array], jax.Array]  # z [2] -> []
+    log_density: Callable[[jax.Array], jax.Array]  # z [..., 2] -> [...]
     log_z: float  # log of its integral over the plane, in nats
     extent: float  # it is plotted on [-extent, extent]^2
 
 
-def _wave(z: jax.Array) -> jax.Array:  # w_1 of the paper's table
-    return jnp.sin(0.5 * jnp.pi * z[0])
+def _wave(z: jax.Array) -> jax.Array:  # [..., 2] -> [...]; w_1 of the paper's table
+    return jnp.sin(0.5 * jnp.pi * z[..., 0])
 
 
 def _bump(z: jax.Array) -> jax.Array:  # w_2
-    return 3.0 * jnp.exp(-0.5 * jnp.square((z[0] - 1.0) / 0.6))
+    return 3.0 * jnp.exp(-0.5 * jnp.square((z[..., 0] - 1.0) / 0.6))
 
 
 def _step(z: jax.Array) -> jax.Array:  # w_3
-    return 3.0 * jax.nn.sigmoid((z[0] - 1.0) / 0.3)
+    return 3.0 * jax.nn.sigmoid((z[..., 0] - 1.0) / 0.3)
 
 
 def _taper(z: jax.Array) -> jax.Array:
     # U2 to U4 do not fall off along z_1, so they have no normaliser; outside the plotted square we let
     # them fall as a normal does. Inside it nothing changes.
-    return -0.5 * jnp.square(jnp.maximum(jnp.abs(z[0]) - EXTENT, 0.0) / TAPER)
+    return -0.5 * jnp.square(jnp.maximum(jnp.abs(z[..., 0]) - EXTENT, 0.0) / TAPER)
 
 
 def _log_ridge(distance: jax.Array, std: float) -> jax.Array:
@@ -46,21 +46,21 @@ def _log_ridge(distance: jax.Array, std: float) -> jax.Array:
 
 
 def _u1(z: jax.Array) -> jax.Array:
-    ring = _log_ridge(jnp.sqrt(jnp.sum(jnp.square(z)) + jnp.finfo(z.dtype).tiny) - 2.0, 0.4)
-    return ring + jnp.logaddexp(_log_ridge(z[0] - 2.0, 0.6), _log_ridge(z[0] + 2.0, 0.6))
+    ring = _log_ridge(jnp.sqrt(jnp.sum(jnp.square(z), -1) + jnp.finfo(z.dtype).tiny) - 2.0, 0.4)
+    return ring + jnp.logaddexp(_log_ridge(z[..., 0] - 2.0, 0.6), _log_ridge(z[..., 0] + 2.0, 0.6))
 
 
 def _u2(z: jax.Array) -> jax.Array:
-    return _log_ridge(z[1] - _wave(z), 0.4) + _taper(z)
+    return _log_ridge(z[..., 1] - _wave(z), 0.4) + _taper(z)
 
 
 def _u3(z: jax.Array) -> jax.Array:
-    distance = z[1] - _wave(z)
+    distance = z[..., 1] - _wave(z)
     return jnp.logaddexp(_log_ridge(distance, 0.35), _log_ridge(distance + _bump(z), 0.35)) + _taper(z)
 
 
 def _u4(z: jax.Array) -> jax.Array:
-    distance = z[1] - _wave(z)
+    distance = z[..., 1] - _wave(z)
     return jnp.logaddexp(_log_ridge(distance, 0.4), _log_ridge(distance + _step(z), 0.35)) + _taper(z)
 
 
@@ -76,7 +76,7 @@ def log_integral(log_density: Callable[[jax.Array], jax.Array], extent: float, p
     """
     grid = (np.arange(points) + 0.5) / points * (2.0 * extent) - extent
     z = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
-    values = np.asarray(jax.vmap(log_density)(jnp.asarray(z)), np.float64)
+    values = np.asarray(jax.jit(log_density)(jnp.asarray(z)), np.float64)
     return float(np.log(np.sum(np.exp(values))) + 2.0 * np.log(2.0 * extent / points))
 
 

@@ -1,0 +1,144 @@
+"""K planar layers as a recursion over K scalars: the Gram form.
+
+``z_k = z_0 + sum_{j<=k} h_j u_hat_j``, so the pre-activations of an event solve, with ``L[k, j] = w_k.u_hat_j``,
+
+    a_k = r_k + sum_{j<k} L[k, j] h_j      r_k = w_k.z_0 + b_k      h_k = h(a_k)      z_K = z_0 + sum_k h_k u_hat_k
+
+Whatever has size D is a product of matrices; the recursion costs O(K) a layer, and reverse mode keeps two scalars a
+layer and event. Its derivative is the same recursion, made linear,
+
+    a_dot_k = (r_dot + L_dot h)_k + sum_{j<k} L[k, j] h_dot_j      h_dot_k = h'(a_k) a_dot_k
+
+which is written below as the one rule of a ``custom_jvp``. JAX transposes it, and differentiates it again.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from planar_vae_jax.nonlinearities import Nonlinearity
+
+# TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.
+PRECISION = lax.Precision.HIGHEST
+
+# Layers that are taken one by one before a product of matrices carries them to later ones (docs/benchmarks.md).
+BLOCK = 16
+
+# From this K on the blocks are scanned over, so that compile time no longer depends on K.
+SCANNED = 128
+
+
+def gram_layers(
+    nonlinearity: Nonlinearity, u_hat: jax.Array, w: jax.Array, b: jax.Array, z0: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """K layers one after the other, for events ``z0 [..., D]``: ``zK [..., D]`` and pre-activations ``a [K, ...]``.
+
+    Args:
+        nonlinearity: ``h``.
+        u_hat: ``[K, D]``.
+        w: ``[K, D]``.
+        b: ``[K]``.
+        z0: events that share these layers.
+    """
+    r = _dot(w, z0, (1, -1)) + beside_events(b, z0)
+    a, h = _recursion(nonlinearity, r, jnp.tril(_dot(w, u_hat, (1, 1)), -1))
+    return z0 + _dot(h, u_hat, (0, 0)), a
+
+
+def beside_events(x: jax.Array, z0: jax.Array) -> jax.Array:
+    """``x [K]`` repeated for each event of ``z0 [..., D]``: ``[K, ...]``.
+
+    By a product with ones of the events' own, which XLA turns into a broadcast. ``jax.vmap`` puts the batch of a
+    product last, and would transpose all that has it last where it meets an array without a batch.
+    """
+    one = jnp.where(jnp.zeros_like(z0[..., :1], bool), z0[..., :1], 1.0)
+    return _dot(x[:, None], one, (1, -1))
+
+
+def _dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    return jnp.tensordot(x, y, axes=axes, precision=PRECISION)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _recursion(nonlinearity: Nonlinearity, r: jax.Array, L: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``(a, h)``, both ``[K, ...]``, for ``r [K, ...]`` and ``L [K, K]`` strictly lower triangular."""
+    return _substitute(lambda a, _: nonlinearity.value(a), r, L, None)
+
+
+@_recursion.defjvp
+def _recursion_jvp(nonlinearity, primals, tangents):
+    (r, L), (r_dot, L_dot) = primals, tangents
+    a, h = _recursion(nonlinearity, r, L)
+    slope, _ = nonlinearity.slopes(a)
+    rhs = r_dot + _dot(jnp.tril(L_dot, -1), h, (1, 0))
+    return (a, h), _substitute(lambda a_dot, slope: slope * a_dot, rhs, L, slope)
+
+
+Layer = Callable[[jax.Array, Any], jax.Array]  # (total [...], what the layer has of its own) -> value [...]
+
+
+def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
+    """``total_k = r_k + sum_{j<k} L[k, j] value_j`` and ``value_k = layer(total_k, own_k)``; both ``[K, ...]``.
+
+    Args:
+        layer: elementwise over a batch.
+        r: ``[K, ...]``.
+        L: ``[K, K]``, strictly lower triangular.
+        own: ``[K, ...]``, or None.
+    """
+    size = len(r)
+    count = -(-size // BLOCK)
+    width = -(-size // count)
+    if size >= SCANNED:
+        return _scan_blocks(layer, r, L, own, width)
+    totals: list[jax.Array] = []
+    values: list[jax.Array] = []
+    for start in range(0, size, width):
+        here = slice(start, start + width)
+        before = _dot(L[here, :start], jnp.concatenate(values), (1, 0)) if values else 0.0
+        total, value = _block(layer, r[here] + before, L[here, here], None if own is None else own[here])
+        totals.append(total)
+        values.append(value)
+    return jnp.concatenate(totals), jnp.concatenate(values)
+
+
+def _scan_blocks(layer: Layer, r: jax.Array, L: jax.Array, own: Any, width: int) -> tuple[jax.Array, jax.Array]:
+    size = len(r)
+    count = -(-size // width)
+    padding = count * width - size
+
+    def blocks(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
+        return leaf.reshape(count, width, *leaf.shape[1:])
+
+    def step(values: jax.Array, block: Any) -> tuple[jax.Array, Any]:
+        start, r, rows, own = block
+        within = lax.dynamic_slice_in_dim(rows, start, width, axis=1)
+        total, value = _block(layer, r + _dot(rows, values, (1, 0)), within, own)
+        return lax.dynamic_update_slice_in_dim(values, value, start, axis=0), total
+
+    values = _zeros_like(jnp.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1)))
+    rows = blocks(jnp.pad(L, [(0, 0), (0, padding)]))
+    values, totals = lax.scan(step, values, (jnp.arange(count) * width, blocks(r), rows, jax.tree.map(blocks, own)))
+    return totals.reshape(-1, *r.shape[1:])[:size], values[:size]
+
+
+def _block(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
+    """Layer by layer."""
+
+    def step(values: jax.Array, one: Any) -> tuple[jax.Array, jax.Array]:
+        k, r, row, own = one
+        total = r + _dot(row, values, (0, 0))  # values of this layer and of later ones are still 0
+        return lax.dynamic_update_index_in_dim(values, layer(total, own), k, axis=0), total
+
+    values, totals = lax.scan(step, _zeros_like(r), (jnp.arange(len(r)), r, L, own))
+    return totals, values
+
+
+def _zeros_like(x: jax.Array) -> jax.Array:
+    """Zeros that vary over the same axes of a mesh as ``x`` does, as ``lax.scan`` wants of a carry."""
+    return jnp.where(jnp.zeros_like(x, bool), x, 0.0)
