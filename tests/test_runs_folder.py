@@ -160,12 +160,12 @@ def test_overwrite_moves_the_old_run_aside(stopped, tmp_path):
         assert steps(stopped) == [4]
 
 
-@pytest.mark.parametrize("function", ["_move_aside", "_make", "_locked", "write_json"])
+@pytest.mark.parametrize("function", ["_move_aside", "make", "locked", "write_json"])
 @pytest.mark.parametrize("after", [False, True])
 def test_overwriting_killed_at_each_of_its_steps_loses_nothing(stopped, tmp_path, monkeypatch, function, after):
     where = folder.RunFolder if function == "_move_aside" else folder
     original = getattr(where, function)
-    nth = {"_make": 2, "_locked": 2}.get(function, 1)  # first for the folder that is there
+    nth = {"make": 2, "locked": 2}.get(function, 1)  # first for the folder that is there
     calls = 0
 
     def killed(*args):

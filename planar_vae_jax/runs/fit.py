@@ -7,7 +7,6 @@ seconds. All that runs differ in is an argument of what is compiled: another see
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from planar_vae_jax.runs import leaves, signals
 from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
+from planar_vae_jax.runs.epochs import Epochs, Pace
 from planar_vae_jax.runs.files import (
     RunError,
     append_json_line,
@@ -34,7 +34,6 @@ from planar_vae_jax.runs.files import (
 )
 from planar_vae_jax.runs.folder import RunFolder
 
-SECONDS = 1.0  # of a call
 Lines = list[dict[str, Any]]
 Report = Callable[[Any], dict[str, float | None]]
 
@@ -47,38 +46,6 @@ class Fitted(NamedTuple):
     lines: Lines  # of metrics.jsonl
 
 
-class Epochs(NamedTuple):
-    """The steps of a run, in epochs of which the last may be shorter."""
-
-    steps: int  # of the whole run
-    steps_per_epoch: int
-    unit: str  # in which people count: "epoch" or "step"
-
-    @property
-    def number(self) -> int:
-        return -(-self.steps // self.steps_per_epoch)
-
-    def length(self, epoch: int) -> int:
-        """Steps of an epoch."""
-        return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
-
-    def done(self, epochs: int) -> int:
-        """How many epochs or steps people count when so many epochs are done."""
-        return epochs if self.unit == "epoch" else min(self.steps, epochs * self.steps_per_epoch)
-
-    def name(self, step: int) -> str:
-        """What people call the state after so many steps."""
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        if self.unit == "step":
-            return f"step {step}"
-        return f"epoch {epochs}{f' and {rest} steps' if rest else ''} (step {step})"
-
-    def folder(self, step: int) -> str:
-        """The name of a folder for the figures of that state."""
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        return f"step-{step}" if rest or self.unit == "step" else f"epoch-{epochs}"
-
-
 @dataclass
 class Done:
     """How far a run is; what its checkpoint holds beside its arrays."""
@@ -87,11 +54,6 @@ class Done:
     position: int = 0  # steps done of the next
     epoch_seconds: float = 0.0  # spent on it
     seconds: float = 0.0  # spent on the run
-
-    @classmethod
-    def of(cls, meta: dict[str, Any]) -> "Done":
-        """Of a checkpoint's meta data, which may hold more than is known here."""
-        return cls(**{name: meta[name] for name in cls.__dataclass_fields__})
 
 
 def fit(
@@ -200,7 +162,8 @@ class _Loop:
         found = self.checkpoints.restore({"state": self.state, "info": self.info, "key": self.key})
         if found is not None:
             self.state, self.info, self.key = (found.tree[name] for name in ("state", "info", "key"))
-            self.done, self.saved = Done.of(found.meta), found.step
+            self.done = Done(**{name: found.meta[name] for name in vars(self.done)})  # it may hold more
+            self.saved = found.step
         if self.step > self.epochs.steps:
             asked = f"--{self.epochs.unit}s={self.epochs.done(self.epochs.number)}"
             raise UsageError(
@@ -280,46 +243,26 @@ class _Loop:
                 a parameter that is not finite.
         """
         name, folder = self.epochs.name, self.run.workdir / "failed"
-        arrays, figures = {"state": self.state, "steps_key": jax.random.key_data(self.steps_key)}, {}
-        what = f"a parameter is not finite after {name(self.step)}"
-        if position is not None:
-            arrays["batch"] = _batch(self.data, self.order, position)
-            figures = {
-                "loss": float(self.info.loss[position]),
-                "gradient_norm": float(self.info.gradient_norm[position]),
-            }
-            which = "gradient" if math.isfinite(figures["loss"]) else "loss"
-            of_epoch = f"step {position + 1} of epoch {self.done.epoch + 1}, "
-            what = f"the {which} of {of_epoch if self.epochs.unit == 'epoch' else ''}step {self.step + 1} of the run, "
-            what += "is not finite"
+        arrays: dict[str, Any] = {"state": self.state, "steps_key": jax.random.key_data(self.steps_key)}
+        facts: dict[str, Any] = {"step": self.step + 1}
+        if position is None:
+            what, before = f"a parameter is not finite after {name(self.step)}", ""
+        else:
+            arrays["batch"], before = _batch(self.data, self.order, position), " before that step"
+            facts |= {"loss": str(self.info.loss[position]), "gradient_norm": str(self.info.gradient_norm[position])}
+            which = "gradient" if np.isfinite(self.info.loss[position]) else "loss"
+            where = f"step {position + 1} of epoch {self.done.epoch + 1}, " if self.epochs.unit == "epoch" else ""
+            what = f"the {which} of {where}step {self.step + 1} of the run, is not finite"
         folder.mkdir(exist_ok=True)
         with replacing(folder / "state.npz") as temporary:
             np.savez(temporary, **leaves.plain(arrays))  # type: ignore[arg-type]
         self.checkpoints.wait()
         good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint: {name(self.saved)}"
-        facts = {"what": what, "step": self.step + 1, "last_good_checkpoint": self.saved}
-        strings = {key: str(value) for key, value in figures.items()}  # JSON has no NaN
-        write_json(folder / "failure.json", facts | strings)
+        write_json(folder / "failure.json", {"what": what, **facts, "last_good_checkpoint": self.saved})
         return RunError(
-            f"{what}; {good}; {folder} holds the state{'' if position is None else ' before that step'}; a lower "
-            "--learning_rate or --clip_norm=1 may help, with --overwrite"
+            f"{what}; {good}; {folder} holds the state{before}; a lower --learning_rate or --clip_norm=1 may help, "
+            "with --overwrite"
         )
-
-
-class Pace:
-    """How many steps a call takes, so that it lasts about a second; nothing that is computed depends on it."""
-
-    def __init__(self) -> None:
-        self._steps = 8
-
-    def end(self, start: int, stop: int) -> int:
-        """Where a call that starts at ``start`` is to end; a small rest is taken along."""
-        end = start + self._steps
-        return stop if stop - end < self._steps // 2 else end
-
-    def took(self, steps: int, seconds: float) -> None:
-        """Learns from a call. Slowly upwards: the first calls are short, or spent on compilation."""
-        self._steps = max(1, min(8 * self._steps, int(steps * SECONDS / max(seconds, 1e-9))))
 
 
 _train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
@@ -378,9 +321,8 @@ def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fit
     try:
         params = leaves.fill(found.leaves, params, "['state'].params")
     except ValueError as error:
-        raise CheckpointError(
-            f"checkpoint {workdir / 'checkpoints' / str(found.step)} is of another model: {error}"
-        ) from None
+        path = workdir / "checkpoints" / str(found.step)
+        raise CheckpointError(f"checkpoint {path} is of another model: {error}") from None
     lines = read_json_lines(workdir / "metrics.jsonl", done)
     run.evaluate_into(epochs.folder(found.step), found.step == epochs.steps, found.meta["seconds"])
     return Fitted(params, None, lines)

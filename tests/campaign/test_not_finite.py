@@ -15,7 +15,7 @@ def plant(workdir, spoil, count=1):
     """Spoils the states of the newest checkpoints, with checksums that fit; returns their steps."""
     folder = workdir / "checkpoints"
     planted = steps(workdir)[-count:]
-    found = [reading.read(folder / str(step)) for step in planted]
+    found = [(reading.read(folder / str(step)), reading.read_content(folder / str(step))["leaves"]) for step in planted]
     for step in planted:
         (folder / str(step)).rename(workdir.parent / f"sound-{step}")
     with pytest.MonkeyPatch.context() as patch, Checkpoints(folder, keep=99) as checkpoints:
