@@ -97,18 +97,25 @@ def fit(
         The final parameters and state, and all lines.
 
     Raises:
+        ValueError: an epoch is to take more examples than there are.
         UsageError: more steps are done than the run is to have; no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
         signals.Stopped: by a signal; all is saved.
     """
     epochs = Epochs(steps, steps_per_epoch, unit)
+    size = None if data is None else len(jax.tree.leaves(data)[0])
+    if size is not None and not 1 <= steps_per_epoch * (batch_size or size + 1) <= size:
+        raise ValueError(
+            f"an epoch takes each of the {size} examples of data at most once; got steps_per_epoch={steps_per_epoch} "
+            f"of batch_size={batch_size}"
+        )
     if run.eval_only:
         return _load(run, epochs, params, score)
     with Checkpoints(
         run.workdir / "checkpoints", keep=run.config.keep, tell=warn, check=_check_finite, name=epochs.name
     ) as checkpoints:
-        loop = _Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints)
+        loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints)
         loop.begin_or_go_on()
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
             while loop.done.epoch < epochs.number:
@@ -133,7 +140,7 @@ class _Loop:
         params: Any,
         key: jax.Array,
         data: Any,
-        batch_size: int | None,
+        sizes: tuple[int | None, int | None],
         checkpoints: Checkpoints,
     ):
         self.run, self.epochs, self.checkpoints = run, epochs, checkpoints
@@ -145,8 +152,7 @@ class _Loop:
         self.data = jax.tree.map(jnp.asarray, data)
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
-        size = None if data is None else len(jax.tree.leaves(data)[0])
-        self._begin = functools.partial(_begin_epoch, size, batch_size, epochs.steps_per_epoch)
+        self._begin = functools.partial(_begin_epoch, *sizes, epochs.steps_per_epoch)
         self._steps = functools.partial(_train_steps, loss, optimizer)
         self.order, self.steps_key = self._begin(key, 0)
         batch = jax.eval_shape(lambda: _batch(self.data, self.order, 0))
