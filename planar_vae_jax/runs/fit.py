@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import leaves, signals
+from planar_vae_jax.runs import compiled, leaves, signals
 from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
@@ -34,7 +34,6 @@ from planar_vae_jax.runs.files import (
 )
 from planar_vae_jax.runs.folder import RunFolder
 
-Lines = list[dict[str, Any]]
 Report = Callable[[Any], dict[str, float | None]]
 
 
@@ -43,7 +42,7 @@ class Fitted(NamedTuple):
 
     params: Any
     state: training.TrainState | None  # None with --eval_only, which reads the parameters alone
-    lines: Lines  # of metrics.jsonl
+    lines: list[dict[str, Any]]  # of metrics.jsonl
 
 
 @dataclass
@@ -145,17 +144,17 @@ class _Loop:
     ):
         self.run, self.epochs, self.checkpoints = run, epochs, checkpoints
         self.done = Done()
-        self.lines: Lines = []
+        self.lines: list[dict[str, Any]] = []
         self.saved: int | None = None  # the newest checkpoint's step
         self.initial, self.key = params, key
         self.state = training.init_state(params, optimizer)
         self.data = jax.tree.map(jnp.asarray, data)
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
-        self._begin = functools.partial(_begin_epoch, *sizes, epochs.steps_per_epoch)
-        self._steps = functools.partial(_train_steps, loss, optimizer)
+        self._begin = functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch)
+        self._steps = functools.partial(compiled.train_steps, loss, optimizer)
         self.order, self.steps_key = self._begin(key, 0)
-        batch = jax.eval_shape(lambda: _batch(self.data, self.order, 0))
+        batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
         self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
         self.info = self.empty
 
@@ -194,7 +193,7 @@ class _Loop:
         began, before = time.perf_counter(), self.state
         rest = (self.data, self.order, self.steps_key, start)
         self.state, self.info = self._steps(before, self.info, *rest, stop)
-        bad = _first_bad(self.info, start, stop)  # waits for the device
+        bad = compiled.first_bad(self.info, start, stop)  # waits for the device
         seconds = time.perf_counter() - began
         self.pace.took(stop - start, seconds)
         self.done.epoch_seconds += seconds
@@ -226,7 +225,7 @@ class _Loop:
         """Begins to save, unless this step is saved."""
         if self.step == self.saved:
             return
-        if not _all_finite(self.state):
+        if not compiled.all_finite(self.state):
             raise self.failure(None)
         self.done.seconds = self.run.seconds()
         tree = {"state": self.state, "info": self.info, "key": self.key}
@@ -254,7 +253,7 @@ class _Loop:
         if position is None:
             what, before = f"a parameter is not finite after {name(self.step)}", ""
         else:
-            arrays["batch"], before = _batch(self.data, self.order, position), " before that step"
+            arrays["batch"], before = compiled.take_batch(self.data, self.order, position), " before that step"
             facts |= {"loss": str(self.info.loss[position]), "gradient_norm": str(self.info.gradient_norm[position])}
             which = "gradient" if np.isfinite(self.info.loss[position]) else "loss"
             where = f"step {position + 1} of epoch {self.done.epoch + 1}, " if self.epochs.unit == "epoch" else ""
@@ -271,42 +270,9 @@ class _Loop:
         )
 
 
-_train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _begin_epoch(
-    size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array
-) -> tuple[jax.Array | None, jax.Array]:
-    """The order of an epoch's examples, and the key of its steps."""
-    order_key, steps_key = training.epoch_keys(key, epoch)
-    if size is None:
-        return None, steps_key
-    assert batch_size is not None
-    return training.epoch_order(order_key, size, batch_size)[:steps], steps_key
-
-
-def _batch(data: Any, order: Any, position: int) -> Any:
-    return None if data is None else jax.tree.map(lambda leaf: leaf[order[position]], data)
-
-
-def _first_bad(info: training.StepInfo, start: int, stop: int) -> int | None:
-    """The first of these steps whose loss or gradient is not finite."""
-    # Of NumPy's: JAX would compile each slice.
-    sound = [np.isfinite(np.asarray(leaf)[start:stop]) for leaf in (info.loss, info.gradient_norm)]
-    bad = np.flatnonzero(~(sound[0] & sound[1]))
-    return start + int(bad[0]) if len(bad) else None
-
-
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack(found)) if found else jnp.array(True)
-
-
 def _check_finite(tree: Any) -> None:
     """Training refuses to save such a state, but a fault of the memory may have made one."""
-    if not _all_finite(tree["state"]):
+    if not compiled.all_finite(tree["state"]):
         raise ValueError("not every parameter is finite")
 
 
