@@ -71,7 +71,8 @@ def keep_compiled_programs() -> None:
 
 def warn(text: str) -> None:
     """Shows a warning on stderr, whatever the terminal's log level: its lines, wrapped."""
-    lines = [wrapped for line in text.split("\n") for wrapped in textwrap.wrap(line, WIDTH - 1) or [""]]
+    wrap = textwrap.TextWrapper(WIDTH - 1, break_on_hyphens=False, break_long_words=False).wrap  # paths stay whole
+    lines = [wrapped for line in text.split("\n") for wrapped in wrap(line) or [""]]
     tqdm.write("\n".join(["", *lines, ""]), file=sys.stderr)
     sys.stderr.flush()
 

@@ -276,13 +276,17 @@ def _check_finite(tree: Any) -> None:
         raise ValueError("not every parameter is finite")
 
 
+def _check_leaves(by_name: dict[str, Any]) -> None:
+    _check_finite({"state": [leaf for name, leaf in by_name.items() if name.startswith("['state']")]})
+
+
 def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fitted:
     """The checkpoint that the flags name, with the run's folder set for its figures."""
     which, workdir = run.config.checkpoint, run.workdir
     if which == "best" and score is None:
         raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
     try:
-        found = read_checkpoint(workdir / "checkpoints", which, tell=warn)
+        found = read_checkpoint(workdir / "checkpoints", which, tell=warn, check=_check_leaves)
     except NoCheckpointError:
         raise UsageError(
             f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"

@@ -44,7 +44,11 @@ class Stored(NamedTuple):
 
 
 def read_checkpoint(
-    directory: Path, which: int | str = "latest", *, tell: Callable[[str], object] = lambda line: None
+    directory: Path,
+    which: int | str = "latest",
+    *,
+    tell: Callable[[str], object] = lambda line: None,
+    check: Callable[[dict[str, Any]], object] = lambda leaves: None,
 ) -> Stored:
     """A checkpoint of a folder that somebody else may be writing into; nothing there is changed.
 
@@ -52,26 +56,29 @@ def read_checkpoint(
         directory: of the checkpoints.
         which: a step; "latest": the newest that is whole; "best": of those that are there, that of the lowest score.
         tell: is given a line for each damaged checkpoint that is passed over.
+        check: is given the leaves that are read; a ``ValueError`` of its makes that checkpoint a damaged one.
 
     Raises:
         NoCheckpointError: there is none.
         CheckpointError: it is damaged, or none is whole; or it is of a newer format.
     """
     directory = Path(directory).absolute()
+
+    def checked(step: int) -> Stored:
+        found = read(directory / str(step))
+        check(found.leaves)
+        return found
+
     if which == "latest":
-        found, damaged = newest_whole(directory, lambda step: read(directory / str(step)))
+        found, damaged = newest_whole(directory, checked)
         for step, reason in damaged.items():
             tell(f"checkpoint {directory / str(step)} is damaged ({reason}): step {found.step} is used instead")
         return found
-    if which == "best":
-        lowest = best(scores(directory))
-        if lowest is None:
-            raise NoCheckpointError(f"{directory} holds no checkpoint with a score")
-        step = lowest
-    else:
-        step = int(which)
-    with whole(directory / str(step)):
-        return read(directory / str(step))
+    chosen = best(scores(directory)) if which == "best" else int(which)
+    if chosen is None:
+        raise NoCheckpointError(f"{directory} holds no checkpoint with a score")
+    with whole(directory / str(chosen)):
+        return checked(chosen)
 
 
 def steps(directory: Path) -> list[int]:
