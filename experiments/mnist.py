@@ -28,6 +28,7 @@ from planar_vae_jax.data import (
     DataError,
     Dataset,
     dataset_identity,
+    examples,
     hold_out,
     load_dataset,
     select_classes,
@@ -48,7 +49,9 @@ SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
 class Config(RunFlags):
     """Flags of ``experiments.mnist``."""
 
-    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000, named=True)
+    flows: int = flag(
+        5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000, named=True
+    )
     epochs: int = flag(
         30,
         "passes over the training images; more than before make a run longer",
@@ -129,9 +132,10 @@ def main(argv: list[str]) -> None:
         if config.clip_norm:
             optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
         test = fixed_images(data.x_test, data.test_index, "test", binarization)
-        validated = data.x_valid is not None
-        split = "validation" if validated else "test"
-        watched = fixed_images(data.x_valid, data.valid_index, "valid", binarization) if validated else test
+        validation = None
+        if data.x_valid is not None and data.valid_index is not None:
+            validation = fixed_images(data.x_valid, data.valid_index, "valid", binarization)
+        split, watched = ("test", test) if validation is None else ("validation", validation)
 
         fitted = fit(
             run,
@@ -143,8 +147,8 @@ def main(argv: list[str]) -> None:
             steps_per_epoch=steps_per_epoch,
             data=training_images(data, binarization),
             batch_size=config.batch_size,
-            report=lambda params: report(vae, params, watched, config.objective, split),
-            score="validation_loss" if validated else None,
+            report=lambda params: evaluation.mean_loss(vae, params, watched, config.objective, split),
+            score=None if validation is None else "validation_loss",
             show=("train_loss", f"{split}_loss"),
         )
 
@@ -154,7 +158,7 @@ def main(argv: list[str]) -> None:
         setting = describe(data.name, binarization, vae, epochs, config.objective, config.classes)
         draw_images(run, vae, params, data, test, setting, config.objective)
         draw_losses(run, data.y_test, figures, fitted.lines, split, setting, config.objective)
-        summary = {
+        summary: dict[str, Any] = {
             "dataset": data.name,
             "source": data.source,
             "binarization": binarization,
@@ -165,7 +169,7 @@ def main(argv: list[str]) -> None:
             "amortized": config.amortized,
             "classes": config.classes,
             "train_images": len(data.x_train),
-            "validation_images": len(data.x_valid) if validated else 0,
+            "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
             "nll_samples": config.nll_samples,
             "train": {
@@ -173,7 +177,7 @@ def main(argv: list[str]) -> None:
                 "final_loss": fitted.lines[-1]["train_loss"],
             },
             "test": evaluation.means(figures),
-            "per_class": by_class(figures, data.y_test),
+            "per_class": evaluation.means_by_class(figures, data.y_test),
             "seconds_per_epoch": float(np.median([line["seconds"] for line in fitted.lines])),
             "seconds": run.seconds(),
         }
@@ -236,22 +240,6 @@ def make_loss(
     return loss
 
 
-def report(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
-    """The objective without annealing over held-out images, with its standard error."""
-    terms = evaluation.free_energy_terms(vae, params, images)
-    values = terms.squared_error if objective == "reconstruction" else terms.free_energy
-    mean, error = evaluation.mean_and_error(np.asarray(values))
-    return {f"{split}_loss": mean, f"{split}_loss_se": error}
-
-
-def by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:
-    """``{label: number of images, means and standard errors}``."""
-    if labels is None:
-        return {}
-    rows = {str(label): labels == label for label in np.unique(labels)}
-    return {label: {"images": int(np.sum(row)), **evaluation.means(figures, row)} for label, row in rows.items()}
-
-
 def describe(
     name: str, binarization: str, vae: VAE, epochs: int, objective: str, classes: tuple[int, ...] | None
 ) -> str:
@@ -270,7 +258,7 @@ def draw_images(
     run: RunFolder, vae: VAE, params: Any, data: Dataset, test: Images, setting: str, objective: str
 ) -> None:
     """Figures 3 and 4 of the paper (originals and reconstructions), and samples from the prior."""
-    chosen, captions = choose_images(data)
+    chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
         "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.pixels[chosen])),
@@ -282,14 +270,6 @@ def draw_images(
     if objective == "reconstruction":
         title += "\nno KL term was trained, so the prior is not where the codes are"
     run.save_figure("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=title))
-
-
-def choose_images(data: Dataset) -> tuple[np.ndarray, list[str]]:
-    """Indices into the test images, one of each class (at most 20); ten spread evenly where there are no labels."""
-    if data.y_test is None:
-        return np.linspace(0, len(data.x_test) - 1, min(10, len(data.x_test))).astype(int), []
-    labels, indices = np.unique(data.y_test, return_index=True)
-    return indices[:20], [str(label) for label in labels[:20]]
 
 
 def draw_losses(
@@ -316,7 +296,7 @@ def draw_losses(
     run.save_figure("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"
-        rows = by_class(figures, labels)
+        rows = evaluation.means_by_class(figures, labels)
         figure = plotting.class_losses(
             {key: row[name] for key, row in rows.items()},
             title=f"Test loss by class\n({setting})",

@@ -17,7 +17,6 @@ from matplotlib.transforms import Bbox
 
 from planar_vae_jax import plotting
 from planar_vae_jax.plotting import text
-from planar_vae_jax.plotting.curves import with_error
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((10, 28, 28))
@@ -220,25 +219,6 @@ def test_bars_have_standard_errors():
     assert "loss" in [
         artist.get_text() for artist in texts_of(plotting.class_losses({"3": 1.0}, title="t", label="loss"))
     ]
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "shown"),
-    [
-        (98.57123, 0.7, "98.6 ± 0.7"),
-        (98.57123, 0.034, "98.57 ± 0.03"),
-        (98.57123, 1.44, "98.6 ± 1.4"),
-        (98.57123, 0.0999, "98.57 ± 0.10"),
-        (-98.57123, 23.4, "-99 ± 23"),
-        (1.234567e30, 2.6e29, "1.235e+30 ± 2.6e+29"),
-        (0.00012, 0.00003, "0.00012 ± 0.00003"),
-        (98.57123, 0.0, "98.57"),
-        (98.57123, np.nan, "98.57"),
-        (np.nan, 1.0, "nan"),
-    ],
-)
-def test_no_more_digits_than_the_error_bears(value, error, shown):
-    assert with_error(value, error) == shown
 
 
 def test_density_fit_tells_what_it_does_not_show():

@@ -10,10 +10,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from planar_vae_jax.checkpoints import CheckpointError, Checkpoints
 
 from faults.harness import STRENGTH, contents, finish, refuse, result, steps
 from planar_vae_jax import checkpoints as checkpoints_module
-from planar_vae_jax.checkpoints import CheckpointError, Checkpoints
 
 FILES = (
     "_CHECKPOINT_METADATA",

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
-from experiments import density, resuming
 from experiments.flags import UsageError
 from experiments.runs import make_workdir
+
+from experiments import density, resuming
 from faults.harness import STRENGTH, Run, contents, finish, metrics, refuse, result, steps
 
 FIGURES = ("reconstructions.png", "loss.png", "samples.png", "classes.png")

@@ -11,14 +11,14 @@ import typing
 import jax
 import numpy as np
 import pytest
+from experiments.files import RunError
+from experiments.flags import UsageError
+from experiments.resuming import parse_run
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import experiments
 from experiments import density
-from experiments.files import RunError
-from experiments.flags import UsageError
-from experiments.resuming import parse_run
 from faults.harness import STRENGTH, refuse
 from planar_vae_jax.data import DATASETS, DataError
 

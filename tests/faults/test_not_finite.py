@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.resuming import parse_run
+from planar_vae_jax.checkpoints import Checkpoints
 
 from experiments import mnist
-from experiments.resuming import parse_run
 from faults.harness import FLAGS, Run, finish, metrics, refuse, result, steps, strict
 from planar_vae_jax import training
-from planar_vae_jax.checkpoints import Checkpoints
 
 
 def plant(workdir, flags, spoil, count=1):
