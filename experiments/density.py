@@ -141,7 +141,10 @@ def check_flags(config: Config) -> None:
             f"--anneal_steps must be at most --steps={config.steps}, or the temperature never reaches 1; "
             f"got {config.anneal_steps}"
         )
-    plotting.check_figures()
+    try:
+        plotting.check_figures()
+    except ImportError as error:
+        raise RunError(str(error)) from error
 
 
 def init_flow(key: jax.Array, flow_length: int, h: str) -> PlanarFlow:

@@ -39,6 +39,7 @@ from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
+from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 
@@ -100,17 +101,14 @@ def main(argv: list[str]) -> None:
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
     steps_per_epoch = len(data.x_train) // config.batch_size
     if steps_per_epoch == 0:
-        raise UsageError(
-            f"--batch_size must be at most the {len(data.x_train)} training images of {data.name}; "
-            f"got {config.batch_size}"
-        )
+        size = f"{len(data.x_train)} training images of {data.name}"
+        raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
 
     with open_run(config, "mnist", identity) as run:
         if run.finished:
             return
-        if run.new:
-            for note in notes:
-                warn(note)
+        for note in notes if run.new else ():
+            warn(note)
 
         vae = VAE(
             data.x_train.shape[1:],
@@ -131,6 +129,9 @@ def main(argv: list[str]) -> None:
         optimizer = optax.adam(config.learning_rate)
         if config.clip_norm:
             optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        images = data.x_train  # static ones are drawn here, once and for every seed the same
+        if binarization == "static":
+            images = np.asarray(fixed_images(images, data.train_index, "train", binarization).pixels)
         test = fixed_images(data.x_test, data.test_index, "test", binarization)
         validation = None
         if data.x_valid is not None and data.valid_index is not None:
@@ -145,25 +146,25 @@ def main(argv: list[str]) -> None:
             train_key,
             steps=config.epochs * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,
-            data=training_images(data, binarization),
+            data=images,
             batch_size=config.batch_size,
             report=lambda params: evaluation.mean_loss(vae, params, watched, config.objective, split),
             score=None if validation is None else "validation_loss",
             show=("train_loss", f"{split}_loss"),
         )
 
-        epochs, params = len(fitted.lines), fitted.params
+        params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
         figures = evaluation.evaluate(vae, params, test, nll_samples=config.nll_samples)
-        setting = describe(data.name, binarization, vae, epochs, config.objective, config.classes)
+        setting = describe(data.name, binarization, vae, len(lines), config.objective, config.classes)
         draw_images(run, vae, params, data, test, setting, config.objective)
-        draw_losses(run, data.y_test, figures, fitted.lines, split, setting, config.objective)
+        draw_losses(run, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {
             "dataset": data.name,
             "source": data.source,
             "binarization": binarization,
             "flows": config.flows,
-            "epochs": epochs,
+            "epochs": len(lines),
             "seed": config.seed,
             "objective": config.objective,
             "amortized": config.amortized,
@@ -172,13 +173,10 @@ def main(argv: list[str]) -> None:
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
             "nll_samples": config.nll_samples,
-            "train": {
-                "first_loss": fitted.lines[0]["first_train_loss"],
-                "final_loss": fitted.lines[-1]["train_loss"],
-            },
+            "train": {"first_loss": lines[0]["first_train_loss"], "final_loss": lines[-1]["train_loss"]},
             "test": evaluation.means(figures),
             "per_class": evaluation.means_by_class(figures, data.y_test),
-            "seconds_per_epoch": float(np.median([line["seconds"] for line in fitted.lines])),
+            "seconds_per_epoch": float(np.median([line["seconds"] for line in lines])),
             "seconds": run.seconds(),
         }
         run.finish(summary)
@@ -192,7 +190,10 @@ def check_flags(config: Config) -> None:
     for name in ("kl_warmup", "energy_annealing"):
         if getattr(config, name) and config.objective != "elbo":
             raise UsageError(f"--{name} anneals the elbo; got --objective={config.objective}")
-    plotting.check_figures()
+    try:
+        plotting.check_figures()
+    except ImportError as error:
+        raise RunError(str(error)) from error
 
 
 def load_images(
@@ -208,13 +209,6 @@ def load_images(
         raise UsageError(f"--{error}") from error
     except DataError as error:
         raise UsageError(str(error)) from error
-
-
-def training_images(data: Dataset, binarization: str) -> jax.Array:
-    """``[N, H, W]`` uint8 on the device; ``static`` is drawn here, once and for every seed the same."""
-    if binarization == "static":
-        return fixed_images(data.x_train, data.train_index, "train", binarization).pixels
-    return jnp.asarray(data.x_train)
 
 
 def make_loss(

@@ -212,7 +212,7 @@ def test_bars_have_standard_errors():
         {"3": 98.571, "8": 95.74, "9": 90.0}, errors={"3": 0.71, "8": 1.44, "9": np.nan}, title="t", label="loss"
     )
     shown = [artist.get_text() for artist in texts_of(figure)]
-    for wanted in ("98.6 ± 0.7", "95.7 ± 1.4", "90", "loss, ± standard error"):
+    for wanted in ("98.57 ± 0.71", "95.7 ± 1.4", "90", "loss, ± standard error"):
         assert wanted in shown
     (lines,) = figure.axes[0].collections
     np.testing.assert_allclose(np.array(lines.get_segments()[0])[:, 0], [98.571 - 0.71, 98.571 + 0.71])
