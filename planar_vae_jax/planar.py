@@ -235,8 +235,7 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
 
 def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Layers) -> jax.Array:
     """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a [K, ...]``."""
-    _, _, _, *scalars = layers.constrained
-    return sum_log_slopes(nonlinearity, a, *(jnp.expand_dims(x, range(1, a.ndim)) for x in scalars))
+    return sum_log_slopes(nonlinearity, a, *layers.constrained[-3:])
 
 
 def _gram(nonlinearity: Nonlinearity, layers: Layers, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
