@@ -27,10 +27,10 @@ from planar_vae_jax.nonlinearities import Nonlinearity
 PRECISION = lax.Precision.HIGHEST
 
 # Layers that are taken one by one before a product of matrices carries them to later ones (docs/benchmarks.md).
-BLOCK = 16
+BLOCK = 40
 
 # From this K on the blocks are scanned over, so that compile time no longer depends on K.
-SCANNED = 17
+SCANNED = 128
 
 
 def gram_layers(

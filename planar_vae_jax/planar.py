@@ -235,6 +235,8 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
 
 def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Layers) -> jax.Array:
     """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a [K, ...]``."""
+    if not len(a):
+        return jnp.sum(a, 0)
     return sum_log_slopes(nonlinearity, a, *layers.constrained[-3:])
 
 
