@@ -216,7 +216,7 @@ Flow = Callable[[Layers, jax.Array], tuple[jax.Array, jax.Array]]
 
 def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``flow(layers of one flow, z [..., D])``, with ``jax.vmap`` over the leading axes that ``params`` have."""
-    params, z = jax.tree.map(_at_least_float32, (params, z))
+    params, z = jax.tree.map(lambda leaf: leaf.astype(computed_in(leaf.dtype)), (params, z))
     layers = Layers(*params, constrain(params.u, params.w))
     flows = params.b.shape[:-1]
     lead = jnp.broadcast_shapes(flows, z.shape[:-1])
@@ -229,8 +229,9 @@ def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array,
     return flow(layers, z)
 
 
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def computed_in(dtype: jax.typing.DTypeLike) -> Any:
+    """The dtype in which a flow of this dtype is computed, and its results are: float32 at least."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
 def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Layers) -> jax.Array:

@@ -1,7 +1,7 @@
 """The flow's equations in exact arithmetic: the truth that the numerics are tested against.
 
-The papers' formulas as they stand, in 250 decimal digits. Decimal and not numpy's longdouble, which is a plain double on
-some machines.
+The papers' formulas as they stand, in 250 decimal digits. Decimal and not numpy's longdouble, which is a plain double
+on some machines.
 """
 
 import decimal
