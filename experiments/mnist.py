@@ -11,6 +11,7 @@ A run that was stopped goes on when the same command is run again; ``--workdir=D
 run again.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,7 @@ def main(argv: list[str]) -> None:
     config = parse_run(Config, argv, __doc__, "mnist")
     check_flags(config)
     binarization = config.binarization or default_binarization(config.objective)
+    config = dataclasses.replace(config, binarization=binarization)
     notes: list[str] = []
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
     steps_per_epoch = len(data.x_train) // config.batch_size

@@ -72,12 +72,12 @@ def unpack(leaves: dict[str, Any], like: Any) -> Any:
 
 
 def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
-    """A tree like ``like`` of the leaves whose names begin with ``prefix``; those of version 0.1 end in ``.value``.
+    """A tree like ``like`` of the leaves whose names begin with ``prefix``; version 0.1 had other names for some.
 
     Raises:
         ValueError: one is not there, or of another shape; names the first.
     """
-    plain = {name.removesuffix(".value"): leaf for name, leaf in leaves.items()}
+    plain = {_todays(name): leaf for name, leaf in leaves.items()}
 
     def take(path: Any, leaf: Any) -> Any:
         name = prefix + jax.tree_util.keystr(path)
@@ -88,6 +88,13 @@ def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
         return jnp.asarray(found)
 
     return jax.tree_util.tree_map_with_path(take, like)
+
+
+def _todays(name: str) -> str:
+    """Of a leaf of version 0.1: Flax's containers, and a density as a base and a flow."""
+    for before, today in ((".params.base.", ".params."), (".params.flow.", ".params.params.")):
+        name = name.replace(before, today)
+    return name.removesuffix(".value")
 
 
 def plain(tree: Any) -> dict[str, np.ndarray]:
