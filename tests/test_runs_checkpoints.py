@@ -1,86 +1,16 @@
 """Checkpoints come back bit for bit or not at all."""
 
 import json
-import logging
-import os
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from saving import Folder, bits, flip, make
 
-from planar_vae_jax.runs import files, reading
-from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
-
-PARAMS = {
-    "w": np.random.default_rng(0).normal(size=(30, 40)).astype(np.float32),
-    "b": [jnp.zeros(()), jnp.zeros((0, 2))],
-}
-
-
-def make(seed):
-    """A tree with everything that a run has: an optimiser's state, whole numbers, a typed key, odd floats."""
-    params = jax.tree.map(lambda leaf: leaf + seed, PARAMS)
-    return {
-        "params": params,
-        "opt": optax.adam(0.1).init(params),
-        "step": jnp.int32(seed),
-        "key": jax.random.key(seed),
-        "odd": jnp.array([jnp.nan, -0.0, jnp.inf, 1e-40], jnp.float32),
-        "half": jnp.arange(3, dtype=jnp.bfloat16),
-    }
-
-
-def bits(tree):
-    return [
-        np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf).tobytes()
-        for leaf in jax.tree.leaves(tree)
-    ]
-
-
-class Folder:
-    """Opens the folder anew each time, as a new process does."""
-
-    def __init__(self, path):
-        self.path, self.told = path, []
-
-    def __call__(self, action, keep=3):
-        checkpoints = Checkpoints(self.path, keep=keep, tell=self.told.append)
-        try:
-            return action(checkpoints)
-        finally:
-            checkpoints.close()
-
-    def save(self, *steps, keep=3):
-        def action(checkpoints):
-            for step in steps:
-                checkpoints.save(step, make(step), {"number": step})
-
-        self(action, keep)
-
-    def restore(self):
-        return self(lambda checkpoints: checkpoints.restore(make(0)))
-
-    def read(self, which):
-        return read_checkpoint(self.path, which, tell=self.told.append)
-
-    def contents(self):
-        return {path: path.read_bytes() for path in self.path.rglob("*") if path.is_file()}
-
-    def array_file(self, step):
-        """The largest file of the step: its arrays."""
-        files = (path for path in (self.path / str(step) / "arrays").rglob("*") if path.is_file())
-        return max(files, key=lambda path: path.stat().st_size)
-
-    def meta_file(self, step):
-        return self.path / str(step) / "meta" / "metadata"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path / "checkpoints")
+from planar_vae_jax.runs import reading
+from planar_vae_jax.runs.checkpoints import CheckpointError, NoCheckpointError
 
 
 def test_nothing_is_restored_from_an_empty_folder(folder):
@@ -129,10 +59,9 @@ def test_without_scores_there_is_no_best(folder):
         folder.read("best")
 
 
-def flip(file, at=0.5):
-    raw = bytearray(file.read_bytes())
-    raw[int(at * (len(raw) - 1))] ^= 16
-    file.write_bytes(raw)
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path / "checkpoints")
 
 
 DAMAGES = {
@@ -303,123 +232,3 @@ def test_the_meta_file_is_json(folder):
     folder.save(1)
     whole = json.loads(folder.meta_file(1).read_text())
     assert (whole["format"], whole["content"]["meta"]) == (2, {"number": 1})
-
-
-# --- Any tree
-
-
-def test_what_jax_does_not_make_comes_back_as_it_was(folder):
-    tree = {
-        "int64": np.arange(3),
-        "float64": np.array([0.1, np.nan]),
-        "scalar": np.float64(0.1),
-        "big-endian": np.arange(3, dtype=">i2"),
-        "strings": np.array(["a", "bcd"]),
-        "numbers": [3, -0.5, True, 2j],
-        "bool": np.array(True),
-        "jax": jnp.array(False),
-    }
-    folder(lambda checkpoints: checkpoints.save(1, tree, {}))
-    found = folder(lambda checkpoints: checkpoints.restore(tree)).tree
-    assert jax.tree.structure(found) == jax.tree.structure(tree)
-    for actual, desired in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
-        assert isinstance(actual, jax.Array) == isinstance(desired, jax.Array)
-        assert isinstance(desired, jax.Array) or type(actual) is type(desired)
-        assert getattr(actual, "dtype", None) == getattr(desired, "dtype", None)
-        np.testing.assert_array_equal(actual, desired)
-
-
-def test_an_empty_tree(folder):
-    folder(lambda checkpoints: checkpoints.save(1, {"nothing": []}, {"a": 1}))
-    found = folder(lambda checkpoints: checkpoints.restore({"nothing": []}))
-    assert (found.tree, found.meta) == ({"nothing": []}, {"a": 1})
-
-
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-def test_typed_keys_given_as_shapes(folder, impl):
-    tree = {"key": jax.random.key(7, impl=impl), "keys": jax.random.split(jax.random.key(1, impl=impl), 3)}
-    folder(lambda checkpoints: checkpoints.save(1, tree, {}))
-    shapes = jax.eval_shape(lambda: tree)
-    found = folder(lambda checkpoints: checkpoints.restore(shapes)).tree
-    assert bits(found) == bits(tree)
-    assert [key.dtype for key in jax.tree.leaves(found)] == [key.dtype for key in jax.tree.leaves(tree)]
-
-
-@pytest.mark.parametrize(
-    ("leaf", "words"),
-    [
-        ("text", r"got str as \['leaf'\]"),
-        (np.array([None, "a"]), r"got object as \['leaf'\]"),
-        (2**70, r"at most 64 bits; got 1180591620717411303424 as \['leaf'\]"),
-        (json, r"got module as \['leaf'\]"),
-    ],
-)
-def test_what_could_not_be_restored_is_refused_at_the_save(folder, leaf, words):
-    with pytest.raises(TypeError, match=words):
-        folder(lambda checkpoints: checkpoints.save(1, {"a": jnp.zeros(3), "leaf": leaf}, {}))
-    assert not folder.path.exists()
-
-
-# --- Whose folder it is, and whose logging
-
-
-def test_opening_to_read_writes_nothing_not_even_a_folder(folder):
-    assert folder.restore() is None
-    with pytest.raises(NoCheckpointError, match="holds no checkpoint"):
-        folder.read("latest")
-    assert not folder.path.exists()
-
-
-def test_reading_beside_a_process_that_deletes(folder, monkeypatch):
-    folder.save(1, 2)
-    listed = reading.steps(folder.path)
-    shutil.rmtree(folder.path / "2")
-    monkeypatch.setattr(reading, "steps", lambda directory: listed)  # as it was a moment ago
-    assert folder.read("latest").step == 1
-    assert not folder.told
-    with pytest.raises(CheckpointError, match="checkpoints/2 is not there"):
-        folder.read(2)
-
-
-def test_a_reader_needs_no_right_to_write_and_fields_it_does_not_know_do_no_harm(folder):
-    folder.save(1)
-    whole = json.loads(folder.meta_file(1).read_text())
-    whole["content"]["from the future"] = 1
-    folder.meta_file(1).write_text(json.dumps(whole | {"crc32": reading.crc(whole["content"]), "more": 2}))
-    found = folder.read("latest")
-    assert (found.step, bits(found.leaves), found.meta) == (1, bits(make(1)), {"number": 1})
-    assert found.leaves["['step']"] == 1
-
-
-def test_logging_is_as_before(folder, caplog):
-    logger = logging.getLogger("absl")
-    before = (logger.level, list(logger.filters), list(logger.handlers), logger.disabled, logging.root.level)
-    seen = []
-
-    def action(checkpoints):
-        seen.append((logger.level, list(logger.filters), list(logger.handlers), logger.disabled, logging.root.level))
-        checkpoints.save(1, make(1), {})
-        logger.warning("somebody else's")
-        checkpoints.wait()
-        checkpoints.restore(make(0))
-
-    folder(action)
-    assert [
-        *seen,
-        (logger.level, list(logger.filters), list(logger.handlers), logger.disabled, logging.root.level),
-    ] == [
-        before,
-        before,
-    ]
-    assert [record.message for record in caplog.records if record.name == "absl"] == ["somebody else's"]
-
-
-def test_a_checkpoint_is_synced_before_an_older_one_is_deleted(folder, monkeypatch):
-    order = []
-    sync, rename = files.sync, os.rename
-    monkeypatch.setattr(files, "sync", lambda path: (order.append(path), sync(path)))
-    monkeypatch.setattr(os, "rename", lambda source, target: (order.append(source), rename(source, target)))
-    folder.save(1, 2, keep=1)
-    own = set((folder.path / "2").rglob("*"))
-    deleted = order.index(folder.path / "1", order.index(folder.path / "2"))
-    assert {*own, folder.path / "2", folder.path} <= set(order[:deleted])

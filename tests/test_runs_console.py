@@ -150,6 +150,7 @@ def test_programs_are_kept_in_a_folder_of_bounded_size(tmp_path):
     assert kept(XDG_CACHE_HOME=str(tmp_path)) == [str(folder), str(2**29)]
     assert sorted(os.listdir(folder)) == ["whole-atime", "whole-cache"]
     assert kept(JAX_COMPILATION_CACHE_DIR="/named", HOME=str(tmp_path)) == ["/named", "-1"]
+    assert kept(XDG_CACHE_HOME="/proc/none") == ["None", "-1"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's place")

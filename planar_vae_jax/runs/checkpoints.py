@@ -203,12 +203,12 @@ class Checkpoints:
             self.close()
 
     def _read(self, step: int, like: Any) -> Restored:
-        path = self.directory / str(step)
-        found, entries = reading.read(path)
-        different = packing.difference(entries, like)
-        if different is not None:
-            raise NotDamagedError(f"checkpoint {path} ({self._name(step)}) holds another tree: {different}")
-        tree = packing.unpack(found.leaves, like)
+        found = reading.read(self.directory / str(step))
+        try:
+            tree = packing.unpack(found.leaves, like)
+        except ValueError as error:
+            path = self.directory / str(step)
+            raise NotDamagedError(f"checkpoint {path} ({self._name(step)}) holds another tree: {error}") from error
         self._check(tree)
         return Restored(step, tree, found.meta)
 

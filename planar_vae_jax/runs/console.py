@@ -52,19 +52,19 @@ def keep_compiled_programs() -> None:
     """Turns on JAX's persistent compilation cache, so that a second start compiles nothing.
 
     In the user's cache folder, where old programs make room for new ones, unless ``JAX_COMPILATION_CACHE_DIR`` names
-    one (empty: no cache). Without a home folder there is none.
+    one (empty: no cache). Where there is no home folder, or it cannot be written, there is no cache.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # HOME is not set, and the user is not in the list of users
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planar_vae_jax" / "programs"
+        folder.mkdir(parents=True, exist_ok=True)
+        for program in folder.glob("*-cache"):  # JAX writes a program, then its time: a process killed in between
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink(missing_ok=True)
+    except (RuntimeError, OSError):  # no HOME, and the user is not in the list of users; or it cannot be written
         return
-    folder = root / "planar_vae_jax" / "programs"
-    for program in folder.glob("*-cache"):  # JAX writes a program, then its time: a process killed in between
-        if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
-            program.unlink(missing_ok=True)
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

@@ -7,7 +7,6 @@ seconds. All that runs differ in is an argument of what is compiled: another see
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +18,11 @@ import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import leaves, signals
+from planar_vae_jax.runs import compiled, leaves, signals
 from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
+from planar_vae_jax.runs.epochs import Epochs, Pace
 from planar_vae_jax.runs.files import (
     RunError,
     append_json_line,
@@ -34,8 +34,6 @@ from planar_vae_jax.runs.files import (
 )
 from planar_vae_jax.runs.folder import RunFolder
 
-SECONDS = 1.0  # of a call
-Lines = list[dict[str, Any]]
 Report = Callable[[Any], dict[str, float | None]]
 
 
@@ -44,39 +42,7 @@ class Fitted(NamedTuple):
 
     params: Any
     state: training.TrainState | None  # None with --eval_only, which reads the parameters alone
-    lines: Lines  # of metrics.jsonl
-
-
-class Epochs(NamedTuple):
-    """The steps of a run, in epochs of which the last may be shorter."""
-
-    steps: int  # of the whole run
-    steps_per_epoch: int
-    unit: str  # in which people count: "epoch" or "step"
-
-    @property
-    def number(self) -> int:
-        return -(-self.steps // self.steps_per_epoch)
-
-    def length(self, epoch: int) -> int:
-        """Steps of an epoch."""
-        return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
-
-    def done(self, epochs: int) -> int:
-        """How many epochs or steps people count when so many epochs are done."""
-        return epochs if self.unit == "epoch" else min(self.steps, epochs * self.steps_per_epoch)
-
-    def name(self, step: int) -> str:
-        """What people call the state after so many steps."""
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        if self.unit == "step":
-            return f"step {step}"
-        return f"epoch {epochs}{f' and {rest} steps' if rest else ''} (step {step})"
-
-    def folder(self, step: int) -> str:
-        """The name of a folder for the figures of that state."""
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        return f"step-{step}" if rest or self.unit == "step" else f"epoch-{epochs}"
+    lines: list[dict[str, Any]]  # of metrics.jsonl
 
 
 @dataclass
@@ -87,11 +53,6 @@ class Done:
     position: int = 0  # steps done of the next
     epoch_seconds: float = 0.0  # spent on it
     seconds: float = 0.0  # spent on the run
-
-    @classmethod
-    def of(cls, meta: dict[str, Any]) -> "Done":
-        """Of a checkpoint's meta data, which may hold more than is known here."""
-        return cls(**{name: meta[name] for name in cls.__dataclass_fields__})
 
 
 def fit(
@@ -135,18 +96,25 @@ def fit(
         The final parameters and state, and all lines.
 
     Raises:
+        ValueError: an epoch is to take more examples than there are.
         UsageError: more steps are done than the run is to have; no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
         signals.Stopped: by a signal; all is saved.
     """
     epochs = Epochs(steps, steps_per_epoch, unit)
+    size = None if data is None else len(jax.tree.leaves(data)[0])
+    if size is not None and not 1 <= steps_per_epoch * (batch_size or size + 1) <= size:
+        raise ValueError(
+            f"an epoch takes each of the {size} examples of data at most once; got steps_per_epoch={steps_per_epoch} "
+            f"of batch_size={batch_size}"
+        )
     if run.eval_only:
         return _load(run, epochs, params, score)
     with Checkpoints(
         run.workdir / "checkpoints", keep=run.config.keep, tell=warn, check=_check_finite, name=epochs.name
     ) as checkpoints:
-        loop = _Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints)
+        loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints)
         loop.begin_or_go_on()
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
             while loop.done.epoch < epochs.number:
@@ -173,23 +141,22 @@ class _Loop:
         params: Any,
         key: jax.Array,
         data: Any,
-        batch_size: int | None,
+        sizes: tuple[int | None, int | None],
         checkpoints: Checkpoints,
     ):
         self.run, self.epochs, self.checkpoints = run, epochs, checkpoints
         self.done = Done()
-        self.lines: Lines = []
+        self.lines: list[dict[str, Any]] = []
         self.saved: int | None = None  # the newest checkpoint's step
         self.initial, self.key = params, key
         self.state = training.init_state(params, optimizer)
         self.data = jax.tree.map(jnp.asarray, data)
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
-        size = None if data is None else len(jax.tree.leaves(data)[0])
-        self._begin = functools.partial(_begin_epoch, size, batch_size, epochs.steps_per_epoch)
-        self._steps = functools.partial(_train_steps, loss, optimizer)
+        self._begin = functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch)
+        self._steps = functools.partial(compiled.train_steps, loss, optimizer)
         self.order, self.steps_key = self._begin(key, 0)
-        batch = jax.eval_shape(lambda: _batch(self.data, self.order, 0))
+        batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
         self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
         self.info = self.empty
 
@@ -202,7 +169,8 @@ class _Loop:
         found = self.checkpoints.restore({"state": self.state, "info": self.info, "key": self.key})
         if found is not None:
             self.state, self.info, self.key = (found.tree[name] for name in ("state", "info", "key"))
-            self.done, self.saved = Done.of(found.meta), found.step
+            self.done = Done(**{name: found.meta[name] for name in vars(self.done)})  # it may hold more
+            self.saved = found.step
         if self.step > self.epochs.steps:
             asked = f"--{self.epochs.unit}s={self.epochs.done(self.epochs.number)}"
             raise UsageError(
@@ -227,7 +195,7 @@ class _Loop:
         began, before = time.perf_counter(), self.state
         rest = (self.data, self.order, self.steps_key, start)
         self.state, self.info = self._steps(before, self.info, *rest, stop)
-        bad = _first_bad(self.info, start, stop)  # waits for the device
+        bad = compiled.first_bad(self.info, start, stop)  # waits for the device
         seconds = time.perf_counter() - began
         self.pace.took(stop - start, seconds)
         self.done.epoch_seconds += seconds
@@ -259,7 +227,7 @@ class _Loop:
         """Begins to save, unless this step is saved."""
         if self.step == self.saved:
             return
-        if not _all_finite(self.state):
+        if not compiled.all_finite(self.state):
             raise self.failure(None)
         self.done.seconds = self.run.seconds()
         tree = {"state": self.state, "info": self.info, "key": self.key}
@@ -282,84 +250,31 @@ class _Loop:
                 a parameter that is not finite.
         """
         name, folder = self.epochs.name, self.run.workdir / "failed"
-        arrays, figures = {"state": self.state, "steps_key": jax.random.key_data(self.steps_key)}, {}
-        what = f"a parameter is not finite after {name(self.step)}"
-        if position is not None:
-            arrays["batch"] = _batch(self.data, self.order, position)
-            figures = {
-                "loss": float(self.info.loss[position]),
-                "gradient_norm": float(self.info.gradient_norm[position]),
-            }
-            which = "gradient" if math.isfinite(figures["loss"]) else "loss"
-            of_epoch = f"step {position + 1} of epoch {self.done.epoch + 1}, "
-            what = f"the {which} of {of_epoch if self.epochs.unit == 'epoch' else ''}step {self.step + 1} of the run, "
-            what += "is not finite"
+        arrays: dict[str, Any] = {"state": self.state, "steps_key": jax.random.key_data(self.steps_key)}
+        facts: dict[str, Any] = {"step": self.step + 1}
+        if position is None:
+            what, before = f"a parameter is not finite after {name(self.step)}", ""
+        else:
+            arrays["batch"], before = compiled.take_batch(self.data, self.order, position), " before that step"
+            facts |= {"loss": str(self.info.loss[position]), "gradient_norm": str(self.info.gradient_norm[position])}
+            which = "gradient" if np.isfinite(self.info.loss[position]) else "loss"
+            where = f"step {position + 1} of epoch {self.done.epoch + 1}, " if self.epochs.unit == "epoch" else ""
+            what = f"the {which} of {where}step {self.step + 1} of the run, is not finite"
         folder.mkdir(exist_ok=True)
         with replacing(folder / "state.npz") as temporary:
             np.savez(temporary, **leaves.plain(arrays))  # type: ignore[arg-type]
         self.checkpoints.wait()
         good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint: {name(self.saved)}"
-        facts = {"what": what, "step": self.step + 1, "last_good_checkpoint": self.saved}
-        strings = {key: str(value) for key, value in figures.items()}  # JSON has no NaN
-        write_json(folder / "failure.json", facts | strings)
+        write_json(folder / "failure.json", {"what": what, **facts, "last_good_checkpoint": self.saved})
         return RunError(
-            f"{what}; {good}; {folder} holds the state{'' if position is None else ' before that step'}; a lower "
-            "--learning_rate or --clip_norm=1 may help, with --overwrite"
+            f"{what}; {good}; {folder} holds the state{before}; a lower --learning_rate or --clip_norm=1 may help, "
+            "with --overwrite"
         )
-
-
-class Pace:
-    """How many steps a call takes, so that it lasts about a second; nothing that is computed depends on it."""
-
-    def __init__(self) -> None:
-        self._steps = 8
-
-    def end(self, start: int, stop: int) -> int:
-        """Where a call that starts at ``start`` is to end; a small rest is taken along."""
-        end = start + self._steps
-        return stop if stop - end < self._steps // 2 else end
-
-    def took(self, steps: int, seconds: float) -> None:
-        """Learns from a call. Slowly upwards: the first calls are short, or spent on compilation."""
-        self._steps = max(1, min(8 * self._steps, int(steps * SECONDS / max(seconds, 1e-9))))
-
-
-_train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _begin_epoch(
-    size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array
-) -> tuple[jax.Array | None, jax.Array]:
-    """The order of an epoch's examples, and the key of its steps."""
-    order_key, steps_key = training.epoch_keys(key, epoch)
-    if size is None:
-        return None, steps_key
-    assert batch_size is not None
-    return training.epoch_order(order_key, size, batch_size)[:steps], steps_key
-
-
-def _batch(data: Any, order: Any, position: int) -> Any:
-    return None if data is None else jax.tree.map(lambda leaf: leaf[order[position]], data)
-
-
-def _first_bad(info: training.StepInfo, start: int, stop: int) -> int | None:
-    """The first of these steps whose loss or gradient is not finite."""
-    # Of NumPy's: JAX would compile each slice.
-    sound = [np.isfinite(np.asarray(leaf)[start:stop]) for leaf in (info.loss, info.gradient_norm)]
-    bad = np.flatnonzero(~(sound[0] & sound[1]))
-    return start + int(bad[0]) if len(bad) else None
-
-
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack(found)) if found else jnp.array(True)
 
 
 def _check_finite(tree: Any) -> None:
     """Training refuses to save such a state, but a fault of the memory may have made one."""
-    if not _all_finite(tree["state"]):
+    if not compiled.all_finite(tree["state"]):
         raise ValueError("not every parameter is finite")
 
 
@@ -380,9 +295,8 @@ def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fit
     try:
         params = leaves.fill(found.leaves, params, "['state'].params")
     except ValueError as error:
-        raise CheckpointError(
-            f"checkpoint {workdir / 'checkpoints' / str(found.step)} is of another model: {error}"
-        ) from None
+        path = workdir / "checkpoints" / str(found.step)
+        raise CheckpointError(f"checkpoint {path} is of another model: {error}") from None
     lines = read_json_lines(workdir / "metrics.jsonl", done)
     run.evaluate_into(epochs.folder(found.step), found.step == epochs.steps, found.meta["seconds"])
     return Fitted(params, None, lines)

@@ -12,12 +12,9 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import filelock
@@ -36,6 +33,7 @@ from planar_vae_jax.runs.config import (
 )
 from planar_vae_jax.runs.console import warn
 from planar_vae_jax.runs.files import RunError, read_json, remove_unfinished, replacing, sync, write_json
+from planar_vae_jax.runs.place import expand, locked, make
 
 # What a folder holds that holds a run, or what is left of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
@@ -60,7 +58,7 @@ class RunFolder:
         """
         self.config = config
         self._named = config.workdir or default_workdir(config, experiment)
-        self.workdir = _expand(self._named)
+        self.workdir = expand(self._named)
         self._description = _describe(config, experiment, data)
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
@@ -119,7 +117,7 @@ class RunFolder:
         free = [field for field in dataclasses.fields(self.config) if field.metadata["evaluation"]]
         if not final or any(flags[field.name] != flag_of_run(stored, field) for field in free):
             self.workdir = self.workdir / name
-            _make(self.workdir, str(self.workdir))
+            make(self.workdir, str(self.workdir))
             remove_unfinished(self.workdir)
         print(f"writing to {self.workdir}: figures of {name.replace('-', ' ')}", flush=True)
 
@@ -138,8 +136,8 @@ class RunFolder:
 
     def _take(self) -> None:
         """Locks the folder and writes into it that this run is there."""
-        _make(self.workdir, self._named)
-        self._lock = _locked(self.workdir, self._named)
+        make(self.workdir, self._named)
+        self._lock = locked(self.workdir, self._named)
         self._look()  # it may have changed until then
         remove_unfinished(self.workdir)
         if self._stored is not None:
@@ -239,8 +237,8 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{path} could not be moved to {target}: {error.strerror}") from error
         print(f"the run that was there is in {target} now", flush=True)
-        _make(path, self._named)
-        old, self._lock = self._lock, _locked(path, self._named)
+        make(path, self._named)
+        old, self._lock = self._lock, locked(path, self._named)
         if old is not None:
             old.release()
 
@@ -265,50 +263,6 @@ def open_run(config: RunFlags, experiment: str, data: dict[str, Any] | None = No
         yield run
     finally:
         run._release()
-
-
-def _expand(workdir: str) -> Path:
-    """The folder's path.
-
-    Raises:
-        UsageError: it cannot be one.
-    """
-    try:
-        path = Path(workdir).expanduser()
-        str(path.absolute()).encode()  # TensorStore takes no other name
-        path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name, or not UTF-8; ~ of nobody
-        raise _not_a_folder(workdir, error) from None
-    return path
-
-
-def _make(path: Path, named: str) -> None:
-    """Makes the folder and checks that it can be written into."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except (OSError, ValueError) as error:
-        raise _not_a_folder(named, error) from None
-
-
-def _not_a_folder(named: str, error: Exception) -> UsageError:
-    reason = getattr(error, "strerror", None) or error
-    return UsageError(f"--workdir must be a folder that can be written; got {named!r} ({reason})")
-
-
-def _locked(workdir: Path, named: str) -> filelock.FileLock | None:
-    """A lock on the folder that ends with this process, however it ends; ``None`` where files cannot be locked."""
-    lock = filelock.FileLock(workdir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UsageError(f"--workdir={named} is in use by another process; name another, or wait for it") from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, PermissionError):
-            raise _not_a_folder(named, error) from None
-        print(f"{workdir / '.lock'} cannot be locked ({error}): see that no other run uses it", file=sys.stderr)
-        return None
-    return lock
 
 
 def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def pack(tree: Any) -> tuple[np.ndarray, list[Entry]]:
     """
     entries, parts = [], [np.zeros(0, np.uint8)]
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        entry = _entry(path, leaf)
+        entry = _entry(jax.tree_util.keystr(path), leaf)
         entries.append(entry)
         parts.append(_plain(leaf, entry).reshape(-1).view(np.uint8))
     vector = np.concatenate(parts)
@@ -44,48 +44,43 @@ def named(vector: np.ndarray, entries: list[Entry]) -> dict[str, Any]:
     return leaves
 
 
-def difference(entries: list[Entry], like: Any) -> str | None:
-    """The first leaf in which what was packed differs from a tree, in words; ``None``: in none."""
-    theirs = {name: (dtype, shape) for name, dtype, shape in entries}
-    ours = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
-        name, dtype, shape = _entry(path, leaf)
-        ours[name] = (dtype, shape)
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            return f"{name} is {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
-    return None
-
-
 def unpack(leaves: dict[str, Any], like: Any) -> Any:
-    """A tree like ``like`` of the leaves by name: JAX arrays where it has those or shapes, else NumPy's and numbers."""
+    """A tree like ``like`` of the leaves by name: JAX arrays where it has those or shapes, else NumPy's and numbers.
 
-    def take(path: Any, leaf: Any) -> Any:
-        found = leaves[jax.tree_util.keystr(path)]
-        if isinstance(leaf, np.generic):
-            return found[()]
-        if isinstance(leaf, np.ndarray) or not isinstance(found, np.ndarray):
-            return found
-        return jnp.array(found) if jax.dtypes.canonicalize_dtype(found.dtype) == found.dtype else found
+    Raises:
+        ValueError: the leaves are not those of ``like``; names the first that differs.
+    """
+    wanted = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    for name in (*wanted, *leaves):
+        theirs, ours = (_shown(name, some) for some in (leaves, wanted))
+        if theirs != ours:
+            raise ValueError(f"{name} is {theirs} there, {ours} here")
+    return jax.tree.unflatten(jax.tree.structure(like), [_like(leaves[name], leaf) for name, leaf in wanted.items()])
 
-    return jax.tree_util.tree_map_with_path(take, like)
+
+def _like(found: Any, leaf: Any) -> Any:
+    """What was found, as the kind of array that ``leaf`` is."""
+    if isinstance(leaf, np.generic):
+        return found[()]
+    if isinstance(leaf, np.ndarray) or not isinstance(found, np.ndarray):
+        return found
+    return jnp.array(found) if jax.dtypes.canonicalize_dtype(found.dtype) == found.dtype else found
 
 
 def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
-    """A tree like ``like`` of the leaves whose names begin with ``prefix``; version 0.1 had other names for some.
+    """The shapes of ``like`` filled with the leaves whose names begin with ``prefix``, in the dtypes they have.
 
     Raises:
         ValueError: one is not there, or of another shape; names the first.
     """
-    plain = {_todays(name): leaf for name, leaf in leaves.items()}
+    by_name = {_todays(name): leaf for name, leaf in leaves.items()}
 
-    def take(path: Any, leaf: Any) -> Any:
+    def take(path: Any, leaf: Any) -> jax.Array:
         name = prefix + jax.tree_util.keystr(path)
-        found = plain.get(name)
-        if found is None or np.shape(found) != np.shape(leaf):
-            came = "nothing" if found is None else list(np.shape(found))
+        if name not in by_name or np.shape(by_name[name]) != np.shape(leaf):
+            came = list(np.shape(by_name[name])) if name in by_name else "nothing"
             raise ValueError(f"wanted {name} {list(np.shape(leaf))}; got {came}")
-        return jnp.asarray(found)
+        return jnp.asarray(by_name[name])
 
     return jax.tree_util.tree_map_with_path(take, like)
 
@@ -103,8 +98,7 @@ def plain(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in pairs}
 
 
-def _entry(path: Any, leaf: Any) -> Entry:
-    name = jax.tree_util.keystr(path)
+def _entry(name: str, leaf: Any) -> Entry:
     if not hasattr(leaf, "dtype"):
         kind = f"Python {type(leaf).__name__}"
         if kind not in _NUMBERS:
@@ -147,5 +141,9 @@ def _restored(array: np.ndarray, dtype: str) -> Any:
     return _NUMBERS[dtype][0](array[()]) if dtype in _NUMBERS else array
 
 
-def _shown(layout: tuple[str, list[int]] | None) -> str:
-    return "missing" if layout is None else f"{layout[0]}{layout[1]}"
+def _shown(name: str, leaves: dict[str, Any]) -> str:
+    """``float32[2, 3]``, or that it is missing."""
+    if name not in leaves:
+        return "missing"
+    _, dtype, shape = _entry(name, leaves[name])
+    return f"{dtype}{shape}"

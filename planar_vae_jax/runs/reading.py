@@ -59,7 +59,7 @@ def read_checkpoint(
     """
     directory = Path(directory).absolute()
     if which == "latest":
-        found, damaged = newest_whole(directory, lambda step: read(directory / str(step))[0])
+        found, damaged = newest_whole(directory, lambda step: read(directory / str(step)))
         for step, reason in damaged.items():
             tell(f"checkpoint {directory / str(step)} is damaged ({reason}): step {found.step} is used instead")
         return found
@@ -71,7 +71,7 @@ def read_checkpoint(
     else:
         step = int(which)
     with whole(directory / str(step)):
-        return read(directory / str(step))[0]
+        return read(directory / str(step))
 
 
 def steps(directory: Path) -> list[int]:
@@ -116,7 +116,7 @@ def scores(directory: Path) -> dict[int, float]:
     found: dict[int, float] = {}
     for step in steps(directory):
         with contextlib.suppress(Exception):
-            score = _read_content(directory / str(step))["score"]
+            score = read_content(directory / str(step))["score"]
             found |= {} if score is None else {step: score}
     return found
 
@@ -126,7 +126,7 @@ def best(scores: dict[int, float]) -> int | None:
     return min(scores, key=lambda step: (scores[step], step), default=None)
 
 
-def _read_content(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
     whole = json.loads((path / "meta" / "metadata").read_bytes())
     if isinstance(whole["format"], int) and whole["format"] > FORMAT:
         raise NotDamagedError(
@@ -139,9 +139,9 @@ def _read_content(path: Path) -> dict[str, Any]:
     return whole["content"]
 
 
-def read(path: Path) -> tuple[Stored, list[list[Any]]]:
-    """A checkpoint and the entries of its leaves."""
-    content = _read_content(path)
+def read(path: Path) -> Stored:
+    """A checkpoint, as it is at this moment."""
+    content = read_content(path)
     epath = importlib.import_module("etils.epath")
     silence(True)
     try:
@@ -151,7 +151,7 @@ def read(path: Path) -> tuple[Stored, list[list[Any]]]:
         silence(False)
     if zlib.crc32(vector.data) != content["crc32"]:
         raise ValueError("its arrays do not fit their checksum")
-    return Stored(int(path.name), packing.named(vector, content["leaves"]), content["meta"]), content["leaves"]
+    return Stored(int(path.name), packing.named(vector, content["leaves"]), content["meta"])
 
 
 def crc(content: Any) -> int:

@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[2]
 LONGEST = 120.0  # seconds that anything here may take, on a busy machine
 STRENGTH = int(os.environ.get("FAULTS", "1"))  # a multiple of the default number of tries; the campaign: 10
 
-# An epoch of "mnist" is 400 steps, about 0.1 s; a part of "density" 40 steps.
+# A line of metrics of "mnist" is an epoch of 400 steps, about 0.1 s; one of "density" 20 of its steps.
+STEPS_PER_LINE = 20
 FLAGS = {
     "mnist": ("--epochs=12", "--hidden=8", "--latent=2", "--flows=2", "--batch_size=4", "--nll_samples=2"),
-    "density": ("--steps=1000", "--flows=2", "--batch_size=64", "--checkpoint_every=2"),
+    "density": ("--steps=2000", "--flows=2", "--batch_size=64", "--checkpoint_every=10"),
 }
 
 
@@ -60,19 +61,17 @@ class Run:
         """Whether its folder is its own and the training is next."""
         return self.said("writing to") or self.said("going on")
 
-    def units(self) -> int:
-        """Epochs or parts done, as far as it has told."""
-        return max(
-            (int(found[1]) for line in self.out if (found := re.match(r"(?:epoch|part) (\d+)/", line))), default=0
-        )
+    def lines(self) -> int:
+        """Of metrics, written as far as it has told."""
+        return max((count(found) for line in self.out if (found := re.match(r"(epoch|step) (\d+)/", line))), default=0)
 
     def resumed_from(self) -> int | None:
-        """The unit after which it goes on; ``None``: not told yet."""
+        """The lines of metrics after which it goes on; ``None``: not told yet."""
         for line in self.out:
             if line.startswith("writing to") or line.endswith("from the beginning"):
                 return 0
-            if found := re.search(r"going on in .* after (?:epoch|part) (\d+)", line):
-                return int(found[1])
+            if found := re.search(r"going on in .* after (epoch|step) (\d+)", line):
+                return count(found)
         return None
 
     def stop(self, signal_number: int) -> int:
@@ -97,6 +96,11 @@ class Run:
         lines = [line for line in self.err if line]
         assert len(lines) == 1, lines
         return lines[0]
+
+
+def count(found: re.Match[str]) -> int:
+    """Lines of metrics of ``epoch N`` or ``step N``."""
+    return int(found[2]) // (1 if found[1] == "epoch" else STEPS_PER_LINE)
 
 
 def _collect(stream: IO[str], lines: list[str]) -> None:
@@ -136,7 +140,7 @@ def timeless(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics; each unit must stand there once, in order."""
+    """The lines of metrics; each must stand there once, in order."""
     path = workdir / "metrics.jsonl"
     lines = [strict(line) for line in path.read_text().splitlines()] if path.exists() else []
     numbers = [line.get("epoch", line.get("step")) for line in lines]

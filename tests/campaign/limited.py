@@ -8,13 +8,12 @@ FILE: "checkpoint", or the stem of a file in the run's folder. Used by test_disk
 import resource
 import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 FILE, N, MODULE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from planar_vae_jax.checkpoints import Checkpoints  # noqa: E402
+from planar_vae_jax.runs import files  # noqa: E402  (alone: who imports from it later gets what is put there)
 
 times = 0
 
@@ -26,9 +25,12 @@ def seen(file):
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
 
-def mkstemp(*args, prefix, **kwargs):
-    seen(prefix.removeprefix(".unfinished-").removesuffix("-"))
-    return make(*args, prefix=prefix, **kwargs)
+def watched(function):
+    def call(path, *args):
+        seen(path.stem)
+        return function(path, *args)
+
+    return call
 
 
 def save(self, *args, **kwargs):
@@ -38,7 +40,10 @@ def save(self, *args, **kwargs):
         self.wait()  # before the next file fails
 
 
-make, tempfile.mkstemp = tempfile.mkstemp, mkstemp
+files.replacing, files.append_json_line = watched(files.replacing), watched(files.append_json_line)
+
+from planar_vae_jax.runs.checkpoints import Checkpoints  # noqa: E402
+
 begin, Checkpoints.save = Checkpoints.save, save
 sys.argv = ["-m", *sys.argv[4:]]
 runpy.run_module(MODULE, run_name="__main__", alter_sys=True)

@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from experiments.flags import UsageError
-from experiments.runs import make_workdir
 
-from experiments import density, resuming
-from faults.harness import STRENGTH, Run, contents, finish, metrics, refuse, result, steps
+from campaign.harness import STRENGTH, Run, contents, finish, metrics, refuse, result, steps
+from experiments.density import Config
+from planar_vae_jax.runs import folder
+from planar_vae_jax.runs.config import UsageError, parse_run
 
-FIGURES = ("reconstructions.png", "loss.png", "samples.png", "classes.png")
+FIGURES = ("reconstructions.png", "samples.png", "loss.png", "classes.png")  # in the order they are drawn
 PAGE = 4096  # what the small file system gives away at a time
 
 
@@ -92,7 +92,7 @@ def test_a_disk_full_in_training_then_in_the_figures_then_in_the_summary(data, w
     workdir = disk / "run"
     figures = [len(whole("mnist")["figures"][name]) for name in FIGURES]
     cases = [
-        (lambda run: run.units() == 3, 0, "could not be written", "training"),
+        (lambda run: run.lines() == 3, 0, "could not be written", "training"),
         (lambda run: run.said("test figures"), pages(figures[:3]), r"classes\.png", "the figures"),
         (lambda run: run.said("test figures"), pages(figures), r"summary\.json", "the summary"),
     ]
@@ -116,8 +116,8 @@ def test_a_disk_filled_at_any_moment(data, whole, tally, disk, seed):
     rng, workdir = random.Random(seed), disk / "run"
     for _ in range(3):
         run = Run("mnist", workdir, *data["mnist"])
-        unit = run.units() + rng.randint(0, 3)
-        run.until(lambda run=run, unit=unit: run.begun() and run.units() >= unit)
+        first = run.lines() + rng.randint(0, 3)
+        run.until(lambda run=run, first=first: run.begun() and run.lines() >= first)
         fill(disk, rng.randint(0, 30))
         if run.process.wait() == 0:  # there was room enough
             break
@@ -146,7 +146,7 @@ def unprivileged():
 
 
 def open_run(workdir):
-    with resuming.open_run(density.prepare(density.Config(workdir=str(workdir))), "density"):
+    with folder.open_run(parse_run(Config, [f"--workdir={workdir}"], ""), "density"):
         pass
 
 
@@ -162,23 +162,26 @@ def open_folder():
 @pytest.mark.parametrize("inner", ["", "run", "a/b"])
 @pytest.mark.parametrize("mode", [0o555, 0o000])
 def test_a_folder_without_permission(open_folder, tally, inner, mode):
-    folder = open_folder / "closed"
-    folder.mkdir(mode=mode)
+    closed = open_folder / "closed"
+    closed.mkdir(mode=mode)
     with unprivileged():
-        with pytest.raises(UsageError, match=r"--workdir must be a folder that can be written; .*Permission denied"):
-            make_workdir(str(folder / inner))
-        make_workdir(str(open_folder / "run"))  # it is the folder
-    folder.chmod(0o777)
-    assert not any(folder.iterdir())
+        with pytest.raises(UsageError, match=r"Permission denied") as caught:
+            open_run(closed / inner)
+        assert re.search("--workdir must be a folder that can be written|config.json cannot be read", str(caught.value))
+        open_run(open_folder / "run")  # it is the folder
+    closed.chmod(0o777)
+    assert not any(closed.iterdir())
     tally("workdir or its parent without permission", "one line, status 2")
 
 
 def test_a_run_that_may_only_be_read_is_refused(open_folder, tally):
-    (open_folder / "config.json").write_text("{}")
-    open_folder.chmod(0o555)
+    open_run(open_folder)
+    before = contents(open_folder)
+    for path in (*open_folder.iterdir(), open_folder):
+        path.chmod(0o555)
     with unprivileged(), pytest.raises(UsageError, match="--workdir must be a folder that can be written"):
-        make_workdir(str(open_folder))
-    assert contents(open_folder) == {"config.json": b"{}"}
+        open_run(open_folder)
+    assert contents(open_folder) == before
     open_folder.chmod(0o777)
 
 

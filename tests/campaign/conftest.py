@@ -1,25 +1,40 @@
 """The runs that the faults are compared with, and the tally of the campaign.
 
-Every fault is real: processes, signals, files. ``FAULTS=10 pytest tests/faults`` tries each ten times as often; the
-table at the end tells what was tried.
+Every fault is real: processes, signals, files. ``FAULTS=10 pytest tests/campaign`` tries each ten times as often; the
+table at the end tells what was tried. Without its name, as in ``pytest``, only those marked ``smoke`` are run.
 """
 
 import collections
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from faults.harness import Run, finish, result
+from campaign.harness import Run, finish, result
 
 _tally: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
 
 
 @pytest.fixture(scope="session")
 def tally():
-    """``tally(fault, outcome, lost)`` after each try; lost: whole units that had to be computed again."""
+    """``tally(fault, outcome, lost)`` after each try; lost: whole lines of metrics that had to be computed again."""
     return lambda fault, outcome, lost=0: _tally[fault, outcome].append(lost)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "smoke: of the fault campaign, run with the suite too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without the campaign's name, its smoke cases alone."""
+    here = Path(__file__).parent
+    if any("campaign" in str(argument) for argument in config.args):
+        return
+    left_out = [item for item in items if here in item.path.parents and item.get_closest_marker("smoke") is None]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -28,7 +43,7 @@ def pytest_terminal_summary(terminalreporter):
             f"| {fault} | {len(lost)} | {sum(lost)} (at most {max(lost)}) | {outcome} |"
             for (fault, outcome), lost in _tally.items()
         ]
-        head = ["| fault | times tried | units computed again | outcome |", "|---|---|---|---|"]
+        head = ["| fault | times tried | lines of metrics computed again | outcome |", "|---|---|---|---|"]
         terminalreporter.write_line("\n".join(["", *head, *rows]))
 
 
@@ -69,7 +84,7 @@ def whole(tmp_path_factory, data):
 def _half(tmp_path_factory, data):
     workdir = tmp_path_factory.mktemp("half") / "run"
     run = Run("mnist", workdir, *data["mnist"])
-    assert run.until(lambda: run.units() == 6)
+    assert run.until(lambda: run.lines() == 6)
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL
     return workdir
 
