@@ -20,7 +20,6 @@ def nested(modes, function, argnums):
     return function
 
 
-@pytest.mark.parametrize("dim", [2, 6], ids=str)
 @pytest.mark.parametrize(
     "modes",
     [
@@ -32,8 +31,8 @@ def nested(modes, function, argnums):
     ],
     ids=lambda modes: " ".join(mode.__name__ for mode in modes),
 )
-def test_the_gram_form_can_be_differentiated_in_either_mode_again_and_again(modes, dim, x64):
-    params, z0 = draw(dim, 45, scale=0.5)  # two blocks
+def test_the_gram_form_can_be_differentiated_in_either_mode_again_and_again(modes, x64):
+    params, z0 = draw(6, 45, scale=0.5)  # two blocks
 
     def derivatives(method):
         def value(*args):
@@ -41,15 +40,16 @@ def test_the_gram_form_can_be_differentiated_in_either_mode_again_and_again(mode
 
         # By z0 or b alone: constants among what is differentiated are a case of their own.
         argnums = (2, 3) if len(modes) == 2 else (3,)
-        return [jax.jit(nested(modes, value, argnum))(*params, z0) for argnum in argnums]
+        return jax.jit(lambda *args: [nested(modes, value, argnum)(*args) for argnum in argnums])(*params, z0)
 
     for actual, expected in zip(derivatives("gram"), derivatives("scan"), strict=True):
         assert np.max(np.abs(expected)) > 1e-3
         assert_trees_close(actual, expected, tolerance=1e-11)
 
 
-@pytest.mark.parametrize("dim", [2, 6], ids=str)
-@pytest.mark.parametrize("axes", [(None, None), (None, 0), (0, None), (0, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("axes", "dim"), [((None, None), 6), ((None, 0), 6), ((0, None), 6), ((0, 0), 6), ((None, 0), 2)], ids=str
+)
 def test_the_gram_form_under_two_vmaps_is_the_layer_scan(axes, dim, x64):
     # Samples of images: parameters may be shared by all, by the samples of an image, or by none.
     params, _ = draw(dim, 45, scale=0.7)
