@@ -30,11 +30,12 @@ import optax
 from planar_vae_jax import PlanarFlow, init_planar, plotting, training
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
-from planar_vae_jax.runs.console import run_main, with_error
+from planar_vae_jax.runs.console import run_main
 from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 from planar_vae_jax.targets import TARGETS, Target, get_target
+from planar_vae_jax.uncertainty import with_error
 
 LINES = 100  # of metrics, about so many a run
 SAMPLES = 2**20  # of the final KL: a KL of 1e-4 has a standard error of about 1.4e-5
@@ -140,7 +141,10 @@ def check_flags(config: Config) -> None:
             f"--anneal_steps must be at most --steps={config.steps}, or the temperature never reaches 1; "
             f"got {config.anneal_steps}"
         )
-    plotting.check_figures()
+    try:
+        plotting.check_figures()
+    except ImportError as error:
+        raise RunError(str(error)) from error
 
 
 def init_flow(key: jax.Array, flow_length: int, h: str) -> PlanarFlow:

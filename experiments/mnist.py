@@ -11,6 +11,7 @@ A run that was stopped goes on when the same command is run again; ``--workdir=D
 run again.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from planar_vae_jax.data import (
     DataError,
     Dataset,
     dataset_identity,
+    examples,
     hold_out,
     load_dataset,
     select_classes,
@@ -38,6 +40,7 @@ from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
+from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 
@@ -48,7 +51,9 @@ SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
 class Config(RunFlags):
     """Flags of ``experiments.mnist``."""
 
-    flows: int = flag(5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000, named=True)
+    flows: int = flag(
+        5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000, named=True
+    )
     epochs: int = flag(
         30,
         "passes over the training images; more than before make a run longer",
@@ -93,21 +98,19 @@ def main(argv: list[str]) -> None:
     config = parse_run(Config, argv, __doc__, "mnist")
     check_flags(config)
     binarization = config.binarization or default_binarization(config.objective)
+    config = dataclasses.replace(config, binarization=binarization)
     notes: list[str] = []
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
     steps_per_epoch = len(data.x_train) // config.batch_size
     if steps_per_epoch == 0:
-        raise UsageError(
-            f"--batch_size must be at most the {len(data.x_train)} training images of {data.name}; "
-            f"got {config.batch_size}"
-        )
+        size = f"{len(data.x_train)} training images of {data.name}"
+        raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
 
     with open_run(config, "mnist", identity) as run:
         if run.finished:
             return
-        if run.new:
-            for note in notes:
-                warn(note)
+        for note in notes if run.new else ():
+            warn(note)
 
         vae = VAE(
             data.x_train.shape[1:],
@@ -128,10 +131,14 @@ def main(argv: list[str]) -> None:
         optimizer = optax.adam(config.learning_rate)
         if config.clip_norm:
             optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        images = data.x_train  # static ones are drawn here, once and for every seed the same
+        if binarization == "static":
+            images = np.asarray(fixed_images(images, data.train_index, "train", binarization).pixels)
         test = fixed_images(data.x_test, data.test_index, "test", binarization)
-        validated = data.x_valid is not None
-        split = "validation" if validated else "test"
-        watched = fixed_images(data.x_valid, data.valid_index, "valid", binarization) if validated else test
+        validation = None
+        if data.x_valid is not None and data.valid_index is not None:
+            validation = fixed_images(data.x_valid, data.valid_index, "valid", binarization)
+        split, watched = ("test", test) if validation is None else ("validation", validation)
 
         fitted = fit(
             run,
@@ -141,40 +148,37 @@ def main(argv: list[str]) -> None:
             train_key,
             steps=config.epochs * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,
-            data=training_images(data, binarization),
+            data=images,
             batch_size=config.batch_size,
-            report=lambda params: report(vae, params, watched, config.objective, split),
-            score="validation_loss" if validated else None,
+            report=lambda params: evaluation.mean_loss(vae, params, watched, config.objective, split),
+            score=None if validation is None else "validation_loss",
             show=("train_loss", f"{split}_loss"),
         )
 
-        epochs, params = len(fitted.lines), fitted.params
+        params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
         figures = evaluation.evaluate(vae, params, test, nll_samples=config.nll_samples)
-        setting = describe(data.name, binarization, vae, epochs, config.objective, config.classes)
+        setting = describe(data.name, binarization, vae, len(lines), config.objective, config.classes)
         draw_images(run, vae, params, data, test, setting, config.objective)
-        draw_losses(run, data.y_test, figures, fitted.lines, split, setting, config.objective)
-        summary = {
+        draw_losses(run, data.y_test, figures, lines, split, setting, config.objective)
+        summary: dict[str, Any] = {
             "dataset": data.name,
             "source": data.source,
             "binarization": binarization,
             "flows": config.flows,
-            "epochs": epochs,
+            "epochs": len(lines),
             "seed": config.seed,
             "objective": config.objective,
             "amortized": config.amortized,
             "classes": config.classes,
             "train_images": len(data.x_train),
-            "validation_images": len(data.x_valid) if validated else 0,
+            "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
             "nll_samples": config.nll_samples,
-            "train": {
-                "first_loss": fitted.lines[0]["first_train_loss"],
-                "final_loss": fitted.lines[-1]["train_loss"],
-            },
+            "train": {"first_loss": lines[0]["first_train_loss"], "final_loss": lines[-1]["train_loss"]},
             "test": evaluation.means(figures),
-            "per_class": by_class(figures, data.y_test),
-            "seconds_per_epoch": float(np.median([line["seconds"] for line in fitted.lines])),
+            "per_class": evaluation.means_by_class(figures, data.y_test),
+            "seconds_per_epoch": float(np.median([line["seconds"] for line in lines])),
             "seconds": run.seconds(),
         }
         run.finish(summary)
@@ -188,7 +192,10 @@ def check_flags(config: Config) -> None:
     for name in ("kl_warmup", "energy_annealing"):
         if getattr(config, name) and config.objective != "elbo":
             raise UsageError(f"--{name} anneals the elbo; got --objective={config.objective}")
-    plotting.check_figures()
+    try:
+        plotting.check_figures()
+    except ImportError as error:
+        raise RunError(str(error)) from error
 
 
 def load_images(
@@ -204,13 +211,6 @@ def load_images(
         raise UsageError(f"--{error}") from error
     except DataError as error:
         raise UsageError(str(error)) from error
-
-
-def training_images(data: Dataset, binarization: str) -> jax.Array:
-    """``[N, H, W]`` uint8 on the device; ``static`` is drawn here, once and for every seed the same."""
-    if binarization == "static":
-        return fixed_images(data.x_train, data.train_index, "train", binarization).pixels
-    return jnp.asarray(data.x_train)
 
 
 def make_loss(
@@ -236,22 +236,6 @@ def make_loss(
     return loss
 
 
-def report(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
-    """The objective without annealing over held-out images, with its standard error."""
-    terms = evaluation.free_energy_terms(vae, params, images)
-    values = terms.squared_error if objective == "reconstruction" else terms.free_energy
-    mean, error = evaluation.mean_and_error(np.asarray(values))
-    return {f"{split}_loss": mean, f"{split}_loss_se": error}
-
-
-def by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:
-    """``{label: number of images, means and standard errors}``."""
-    if labels is None:
-        return {}
-    rows = {str(label): labels == label for label in np.unique(labels)}
-    return {label: {"images": int(np.sum(row)), **evaluation.means(figures, row)} for label, row in rows.items()}
-
-
 def describe(
     name: str, binarization: str, vae: VAE, epochs: int, objective: str, classes: tuple[int, ...] | None
 ) -> str:
@@ -270,7 +254,7 @@ def draw_images(
     run: RunFolder, vae: VAE, params: Any, data: Dataset, test: Images, setting: str, objective: str
 ) -> None:
     """Figures 3 and 4 of the paper (originals and reconstructions), and samples from the prior."""
-    chosen, captions = choose_images(data)
+    chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
         "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.pixels[chosen])),
@@ -282,14 +266,6 @@ def draw_images(
     if objective == "reconstruction":
         title += "\nno KL term was trained, so the prior is not where the codes are"
     run.save_figure("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=title))
-
-
-def choose_images(data: Dataset) -> tuple[np.ndarray, list[str]]:
-    """Indices into the test images, one of each class (at most 20); ten spread evenly where there are no labels."""
-    if data.y_test is None:
-        return np.linspace(0, len(data.x_test) - 1, min(10, len(data.x_test))).astype(int), []
-    labels, indices = np.unique(data.y_test, return_index=True)
-    return indices[:20], [str(label) for label in labels[:20]]
 
 
 def draw_losses(
@@ -316,7 +292,7 @@ def draw_losses(
     run.save_figure("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"
-        rows = by_class(figures, labels)
+        rows = evaluation.means_by_class(figures, labels)
         figure = plotting.class_losses(
             {key: row[name] for key, row in rows.items()},
             title=f"Test loss by class\n({setting})",

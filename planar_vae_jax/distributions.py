@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from planar_vae_jax.nonlinearities import check_nonlinearity
-from planar_vae_jax.planar import Planar, inverse_planar_flow, planar_flow
+from planar_vae_jax.planar import Planar, computed_in, inverse_planar_flow, planar_flow
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -127,7 +127,7 @@ class PlanarFlow:
 
 def _of_the_base(name: str, value: Any, u: jax.Array) -> jax.Array:
     """``mean`` or ``log_std`` as an array, checked against ``u [..., K, D]``."""
-    dtype = jnp.promote_types(u.dtype, jnp.float32)
+    dtype = computed_in(u.dtype)
     given = getattr(value, "dtype", None)
     array = jnp.asarray(value)
     if given is None or not jnp.issubdtype(given, jnp.floating):

@@ -16,6 +16,7 @@ import numpy as np
 from planar_vae_jax import objectives
 from planar_vae_jax.binarization import binarize_each
 from planar_vae_jax.models import VAE
+from planar_vae_jax.uncertainty import mean_and_error
 
 BATCH = 1000  # images at a time; fixed, so that the last bits of a figure depend on nothing
 DECODED = 16_000  # images decoded at a time for the marginal likelihood, so that memory is bounded
@@ -125,19 +126,28 @@ def evaluate(vae: VAE, params: Any, images: Images, *, nll_samples: int) -> Figu
     return jax.tree.map(np.asarray, figures)
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
-    """Mean of independent figures ``[N]`` and its standard error (None for a single one), summed in float64."""
-    values = np.asarray(values, np.float64)
-    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return float(np.mean(values)), error
-
-
 def means(figures: Figures, rows: Any = slice(None)) -> dict[str, float | None]:
     """``{name: mean, name_se: its standard error}`` of every figure over the images in ``rows``."""
     result: dict[str, float | None] = {}
     for name, values in figures._asdict().items():
         result[name], result[f"{name}_se"] = mean_and_error(values[rows])
     return result
+
+
+def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:
+    """``{label: number of images, means and standard errors}``; empty where there are no labels ``[N]``."""
+    if labels is None:
+        return {}
+    rows = {str(label): labels == label for label in np.unique(labels)}
+    return {label: {"images": int(np.sum(row)), **means(figures, row)} for label, row in rows.items()}
+
+
+def mean_loss(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
+    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing."""
+    terms = free_energy_terms(vae, params, images)
+    values = terms.squared_error if objective == "reconstruction" else terms.free_energy
+    mean, error = mean_and_error(np.asarray(values))
+    return {f"{split}_loss": mean, f"{split}_loss_se": error}
 
 
 @functools.partial(jax.jit, static_argnames="vae")

@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from planar_vae_jax.batches import beside_events, full_like
 from planar_vae_jax.nonlinearities import Nonlinearity
 
 # TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.
 PRECISION = lax.Precision.HIGHEST
 
 # Layers that are taken one by one before a product of matrices carries them to later ones (docs/benchmarks.md).
-BLOCK = 16
+BLOCK = 40
 
 # From this K on the blocks are scanned over, so that compile time no longer depends on K.
 SCANNED = 128
@@ -44,19 +45,9 @@ def gram_layers(
         b: ``[K]``.
         z0: events that share these layers.
     """
-    r = _dot(w, z0, (1, -1)) + beside_events(b, z0)
+    r = _dot(w, z0, (1, -1)) + beside_events(b, z0[..., 0])
     a, h = _recursion(nonlinearity, r, jnp.tril(_dot(w, u_hat, (1, 1)), -1))
     return z0 + _dot(h, u_hat, (0, 0)), a
-
-
-def beside_events(x: jax.Array, z0: jax.Array) -> jax.Array:
-    """``x [K]`` repeated for each event of ``z0 [..., D]``: ``[K, ...]``.
-
-    By a product with ones of the events' own, which XLA turns into a broadcast. ``jax.vmap`` puts the batch of a
-    product last, and would transpose all that has it last where it meets an array without a batch.
-    """
-    one = jnp.where(jnp.zeros_like(z0[..., :1], bool), z0[..., :1], 1.0)
-    return _dot(x[:, None], one, (1, -1))
 
 
 def _dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -121,7 +112,7 @@ def _scan_blocks(layer: Layer, r: jax.Array, L: jax.Array, own: Any, width: int)
         total, value = _block(layer, r + _dot(rows, values, (1, 0)), within, own)
         return lax.dynamic_update_slice_in_dim(values, value, start, axis=0), total
 
-    values = _zeros_like(jnp.pad(r, [(0, padding)] + [(0, 0)] * (r.ndim - 1)))
+    values = jnp.pad(full_like(r if own is None else own, 0.0), [(0, padding)] + [(0, 0)] * (r.ndim - 1))
     rows = blocks(jnp.pad(L, [(0, 0), (0, padding)]))
     values, totals = lax.scan(step, values, (jnp.arange(count) * width, blocks(r), rows, jax.tree.map(blocks, own)))
     return totals.reshape(-1, *r.shape[1:])[:size], values[:size]
@@ -135,10 +126,5 @@ def _block(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Arra
         total = r + _dot(row, values, (0, 0))  # values of this layer and of later ones are still 0
         return lax.dynamic_update_index_in_dim(values, layer(total, own), k, axis=0), total
 
-    values, totals = lax.scan(step, _zeros_like(r), (jnp.arange(len(r)), r, L, own))
+    values, totals = lax.scan(step, full_like(r if own is None else own, 0.0), (jnp.arange(len(r)), r, L, own))
     return totals, values
-
-
-def _zeros_like(x: jax.Array) -> jax.Array:
-    """Zeros that vary over the same axes of a mesh as ``x`` does, as ``lax.scan`` wants of a carry."""
-    return jnp.where(jnp.zeros_like(x, bool), x, 0.0)

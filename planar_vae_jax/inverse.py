@@ -23,17 +23,30 @@ def solve_preactivation(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) 
     bracket, or from the right one, therefore approaches the root from one side and never crosses it: it stops when
     rounding ends the progress. Clipping to the bracket is a safeguard.
 
-    Derivatives are those of the implicit function; none runs through the iteration.
+    Derivatives are those of the implicit function; none runs through the iteration. (Reverse mode through a loop, four
+    times over, is beyond it: see :func:`_nothing`.)
     """
     root, _ = newton(nonlinearity, *lax.stop_gradient((y, m)))
-    # Where JAX keeps the rule below, what follows adds 0. But partial evaluation (reverse mode through a `lax.scan`)
-    # drops the rule of what it saves for later, which a second derivative then differentiates as it stands: two
-    # steps of Newton's method from a constant have the derivatives of the root up to the third.
-    moved = root
-    for _ in range(2):
-        residual = nonlinearity.remainder(moved) + m * nonlinearity.value(moved) - y
-        moved = moved - residual / _derivative(nonlinearity, moved, m)
-    return root + jnp.where(jnp.isfinite(root), moved - lax.stop_gradient(moved), 0.0)
+    return root + _nothing(nonlinearity, root, y, m)
+
+
+def _nothing(nonlinearity: Nonlinearity, root: jax.Array, y: jax.Array, m: jax.Array) -> jax.Array:
+    """0, with the first and second derivatives that the root has; ``root`` is taken for a constant.
+
+    The rule below makes no use of it. But in reverse mode through ``lax.scan`` JAX drops the rules of what it saves for
+    later, and a second time over it differentiates that as it stands. With ``d = a - root``, ``dy`` and ``dm`` likewise,
+
+        v d + (m - 1) h'' d^2 / 2 + dm (h + h' d) = dy      to second order, h and its derivatives at the root
+
+    solved by substituting the first-order solution.
+    """
+    y_0, m_0 = lax.stop_gradient((y, m))
+    dy, dm = y - y_0, m - m_0
+    v, h, (slope, _) = _derivative(nonlinearity, root, m_0), nonlinearity.value(root), nonlinearity.slopes(root)
+    first = (dy - dm * h) / v
+    bend = 0.5 * (m_0 - 1.0) * nonlinearity.curvature(root) * jnp.square(first)
+    second = (dy - dm * (h + slope * first) - bend) / v
+    return jnp.where(jnp.isfinite(root), second, 0.0)
 
 
 @solve_preactivation.defjvp

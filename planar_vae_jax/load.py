@@ -1,8 +1,8 @@
 """A trained model, ready to use: ``load_run(workdir)`` opens the folder of a run of ``experiments.mnist``.
 
-    run = load_run("runs/mnist-flows=5-seed=0")
-    pictures = run.reconstruct(images)              # images [N, H, W], uint8 0..255 or float 0..1
-    pictures = run.sample(jax.random.key(0), 64)    # [64, H, W] in 0..1
+run = load_run("runs/mnist-flows=5-seed=0")
+pictures = run.reconstruct(images)              # images [N, H, W], uint8 0..255 or float 0..1
+pictures = run.sample(jax.random.key(0), 64)    # [64, H, W] in 0..1
 """
 
 import dataclasses
@@ -78,7 +78,9 @@ def _as_uint8(images: Array, shape: tuple[int, int]) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 3 or images.shape[1:] != shape:
         wanted = ", ".join(map(str, shape))
-        raise ValueError(f"images must be [N, {wanted}], the size that the run was trained on; got {list(images.shape)}")
+        raise ValueError(
+            f"images must be [N, {wanted}], the size that the run was trained on; got {list(images.shape)}"
+        )
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):

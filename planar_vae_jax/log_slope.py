@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from planar_vae_jax.batches import beside_events
 from planar_vae_jax.nonlinearities import Nonlinearity
 
 
@@ -52,14 +54,19 @@ def sum_log_slopes(
     """The sum of :func:`log_slope` over the first axis, with a derivative of its own: it costs half of autodiff's.
 
     Args:
-        a: ``[K, ...]``; the others are broadcast against it.
+        a: ``[K, ...]``; the others are ``[K]``.
     """
-    return jnp.sum(log_slope(nonlinearity, a, w_u_hat, m, log_m).value, 0)
+    return jnp.sum(_terms(nonlinearity, a, w_u_hat, m, log_m).value, 0)
 
 
 @sum_log_slopes.defjvp
 def _sum_log_slopes_jvp(nonlinearity, primals, tangents):
     # By log m alone, through which w.u_hat and m depend on the parameters too.
     a_dot, _, _, log_m_dot = tangents
-    terms = log_slope(nonlinearity, *primals)
-    return jnp.sum(terms.value, 0), jnp.sum(terms.by_a * a_dot + terms.by_log_m * log_m_dot, 0)
+    terms = _terms(nonlinearity, *primals)
+    by_parameters = jnp.tensordot(log_m_dot, terms.by_log_m, 1, precision=lax.Precision.HIGHEST)
+    return jnp.sum(terms.value, 0), jnp.sum(terms.by_a * a_dot, 0) + by_parameters
+
+
+def _terms(nonlinearity: Nonlinearity, a: jax.Array, *scalars: jax.Array) -> LogSlope:
+    return log_slope(nonlinearity, a, *(beside_events(x, a[0]) for x in scalars))

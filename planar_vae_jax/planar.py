@@ -216,7 +216,7 @@ Flow = Callable[[Layers, jax.Array], tuple[jax.Array, jax.Array]]
 
 def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``flow(layers of one flow, z [..., D])``, with ``jax.vmap`` over the leading axes that ``params`` have."""
-    params, z = jax.tree.map(_at_least_float32, (params, z))
+    params, z = jax.tree.map(lambda leaf: leaf.astype(computed_in(leaf.dtype)), (params, z))
     layers = Layers(*params, constrain(params.u, params.w))
     flows = params.b.shape[:-1]
     lead = jnp.broadcast_shapes(flows, z.shape[:-1])
@@ -229,14 +229,16 @@ def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array,
     return flow(layers, z)
 
 
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def computed_in(dtype: jax.typing.DTypeLike) -> Any:
+    """The dtype in which a flow of this dtype is computed, and its results are: float32 at least."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
 def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Layers) -> jax.Array:
     """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a [K, ...]``."""
-    _, _, _, *scalars = layers.constrained
-    return sum_log_slopes(nonlinearity, a, *(jnp.expand_dims(x, range(1, a.ndim)) for x in scalars))
+    if not len(a):
+        return jnp.sum(a, 0)
+    return sum_log_slopes(nonlinearity, a, *layers.constrained[-3:])
 
 
 def _gram(nonlinearity: Nonlinearity, layers: Layers, z0: jax.Array) -> tuple[jax.Array, jax.Array]:

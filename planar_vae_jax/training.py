@@ -105,7 +105,8 @@ def train_steps(
         state, one = train_step(loss, optimizer, state, batch, key)
         return state, jax.tree.map(lambda leaf, entry: leaf.at[position].set(entry), info, one)
 
-    return jax.lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), step, (state, info))
+    first, last = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
+    return jax.lax.fori_loop(first, last, step, (state, info))
 
 
 def train(

@@ -110,7 +110,6 @@ def test_means_have_their_standard_errors():
     assert found["nll"] == pytest.approx(np.mean(figures.nll))
     assert found["nll_se"] == pytest.approx(np.std(figures.nll, ddof=1) / 20)
     assert set(found) == {*figures._fields, *(f"{name}_se" for name in figures._fields)}
-    assert evaluation.mean_and_error(np.array([3.0])) == (3.0, None)
 
 
 def test_reconstructions_and_samples_are_pictures(model, images):

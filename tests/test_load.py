@@ -121,7 +121,7 @@ def test_the_best_is_the_one_with_the_lowest_validation_loss(workdir):
 
 
 def test_what_is_no_such_run_is_told(workdir, tmp_path):
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         load_run(tmp_path)
     with pytest.raises(ValueError, match="checkpoint must be"):
         load_run(workdir, "newest")

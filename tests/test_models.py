@@ -44,9 +44,7 @@ def test_batches_of_any_rank_are_the_images_one_by_one(amortized):
     x = images(6)
     posterior, parts = model.encode(x.reshape(2, 3, *SHAPE)), [model.encode(one) for one in x]
     assert posterior.mean.shape == (2, 3, LATENT)
-    np.testing.assert_allclose(
-        posterior.mean.reshape(6, -1), [one.mean for one in parts], rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(posterior.mean.reshape(6, -1), [one.mean for one in parts], rtol=1e-5, atol=1e-6)
     z = jax.random.normal(jax.random.key(1), (2, 3, LATENT))
     assert model.decode(z).shape == (2, 3, *SHAPE)
     np.testing.assert_allclose(model.decode(z)[1, 2], model.decode(z[1, 2]), rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Real runs of the experiments that are stopped, killed, made longer and evaluated again (the loop itself: test_runs_*)."""
+"""Real runs of the experiments that are stopped, killed, made longer, evaluated again (the loop: test_runs_*)."""
 
 import json
 import os

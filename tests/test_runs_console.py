@@ -14,32 +14,11 @@ import toy
 
 from planar_vae_jax.runs import console
 from planar_vae_jax.runs.config import RunFlags, UsageError, default_workdir, flag, parse, parse_run
-from planar_vae_jax.runs.console import Progress, table, warn, with_error
+from planar_vae_jax.runs.console import Progress, table, warn
 from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.runs.signals import Stopped
 
 # --- Figures
-
-
-@pytest.mark.parametrize(
-    ("mean", "error", "text"),
-    [
-        (99.1234, 0.2512, "99.12 ± 0.25"),
-        (99.1234, 0.0996, "99.12 ± 0.10"),
-        (99.1234, 1.26, "99.1 ± 1.3"),
-        (1234.56, 12.6, "1235 ± 13"),
-        (123456.0, 789.0, "123456 ± 789"),
-        (0.00012345, 0.0000141, "0.000123 ± 0.000014"),
-        (-0.04, 0.05, "-0.040 ± 0.050"),
-        (3.0, 0.0, "3 ± 0"),
-        (99.1234, None, "99.12"),
-        (99.1234, float("nan"), "99.12"),
-        (None, 0.1, "-"),
-        (float("inf"), 0.1, "-"),
-    ],
-)
-def test_a_mean_has_the_digits_that_its_error_bears(mean, error, text):
-    assert with_error(mean, error) == text
 
 
 def test_a_table_of_many_columns_is_broken_into_blocks_of_80():

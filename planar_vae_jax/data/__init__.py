@@ -13,7 +13,7 @@ builders do (and ``importlib_resources``, undeclared), so TFDS is asked for byte
 Every fault is a :class:`DataError` whose one line says what was wanted, what came, and where.
 """
 
-from planar_vae_jax.data.dataset import Dataset, dataset_identity, hold_out, select_classes
+from planar_vae_jax.data.dataset import Dataset, dataset_identity, examples, hold_out, select_classes
 from planar_vae_jax.data.errors import ArgumentError, DataError
 from planar_vae_jax.data.load import DATASETS, check_dataset_name, load_dataset
 
@@ -24,6 +24,7 @@ __all__ = [
     "Dataset",
     "check_dataset_name",
     "dataset_identity",
+    "examples",
     "hold_out",
     "load_dataset",
     "select_classes",

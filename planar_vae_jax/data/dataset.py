@@ -133,6 +133,14 @@ def _rows(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str, Any]:
     return {field: None if array is None else array[rows] for field, array in arrays.items()}
 
 
+def examples(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
+    """Indices into the test images, one of each class (at most 20); ten spread evenly where there are no labels."""
+    if dataset.y_test is None:
+        return np.linspace(0, len(dataset.x_test) - 1, min(10, len(dataset.x_test))).astype(int), []
+    labels, indices = np.unique(dataset.y_test, return_index=True)
+    return indices[:20], [str(label) for label in labels[:20]]
+
+
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another, wherever it was read from; JSON keeps it.
 

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from planar_vae_jax.plotting.layout import set_title
 from planar_vae_jax.plotting.text import plain
+from planar_vae_jax.uncertainty import with_error
 
 TALLEST = 100.0  # inches, of the bars by class
 
@@ -60,18 +61,6 @@ def class_losses(
     axes.margins(x=0.25)
     axes.invert_yaxis()
     return figure
-
-
-def with_error(value: float, error: float) -> str:
-    """``98.6 ± 0.7``, ``98.6 ± 1.4``: the standard error to one digit, two where the first is 1, and the value as far
-    as that; four digits where there is no error."""
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{value:.4g}"
-    if abs(value) >= 1e6:
-        return f"{value:.4g} ± {error:.2g}"
-    digit, exponent = f"{error:.1e}".split("e")
-    decimals = max(0, (1 if digit.startswith("1") else 0) - int(exponent))
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def kl_curve(steps: np.ndarray, kl: np.ndarray, *, title: str) -> Figure:

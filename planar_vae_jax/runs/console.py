@@ -1,6 +1,5 @@
 """What a run says: its progress, its figures, its warnings, its end; all readable in 80 columns."""
 
-import math
 import os
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from planar_vae_jax.runs import signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.uncertainty import with_error
 
 WIDTH = 80  # columns
 CACHE_BYTES = 2**29  # of compiled programs that are kept
@@ -86,8 +86,9 @@ class Progress:
         self._done, self._total, self._unit = done, total, unit
 
     def update(self, done: int, values: Mapping[str, float | None]) -> None:
-        """``done`` of them are done, with the figures to show."""
-        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+        """``done`` of them are done, with the figures to show, each beside its standard error ``NAME_se``."""
+        shown = {name: value for name, value in values.items() if not name.endswith("_se")}
+        text = ", ".join(f"{name} {with_error(value, values.get(f'{name}_se'))}" for name, value in shown.items())
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._done)
         self._done = done
@@ -100,19 +101,6 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """Leaves the bar, and a new line for what is said next."""
         self._bar.close()
-
-
-def with_error(mean: float | None, error: float | None) -> str:
-    """``99.12 ± 0.25``: a mean to the digits that its standard error bears, which is given to two."""
-    if mean is None or not math.isfinite(mean):
-        return "-"
-    if error is None or not math.isfinite(error):
-        return f"{mean:.4g}"
-    if error == 0.0:
-        return f"{mean:.6g} ± 0"
-    exponent = int(f"{error:.1e}".split("e")[1])
-    digits = min(max(0, 1 - exponent), 12)
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def print_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -120,7 +120,9 @@ def fit(
             while loop.done.epoch < epochs.number:
                 loop.train_epoch()
                 line = loop.end_epoch(report, score)
-                progress.update(line[unit], {name: line[name] for name in show})
+                progress.update(
+                    line[unit], {name: line.get(name) for name in (*show, *(f"{name}_se" for name in show))}
+                )
                 loop.stop_if_asked()
             checkpoints.wait()
         loop.stop_if_asked()

@@ -73,7 +73,7 @@ def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
     Raises:
         ValueError: one is not there, or of another shape; names the first.
     """
-    by_name = {name.removesuffix(".value"): leaf for name, leaf in leaves.items()}  # so they ended in version 0.1
+    by_name = {_todays(name): leaf for name, leaf in leaves.items()}
 
     def take(path: Any, leaf: Any) -> jax.Array:
         name = prefix + jax.tree_util.keystr(path)
@@ -83,6 +83,13 @@ def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
         return jnp.asarray(by_name[name])
 
     return jax.tree_util.tree_map_with_path(take, like)
+
+
+def _todays(name: str) -> str:
+    """Of a leaf of version 0.1: Flax's containers, and a density as a base and a flow."""
+    for before, today in ((".params.base.", ".params."), (".params.flow.", ".params.params.")):
+        name = name.replace(before, today)
+    return name.removesuffix(".value")
 
 
 def plain(tree: Any) -> dict[str, np.ndarray]:
