@@ -1,5 +1,6 @@
 """The steps of a run: in epochs, for people, and in calls, for the machine."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 SECONDS = 1.0  # of a call
@@ -36,6 +37,16 @@ class Epochs(NamedTuple):
         """The name of a folder for the figures of that state."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return f"step-{step}" if rest or self.unit == "step" else f"epoch-{epochs}"
+
+
+@dataclass
+class Done:
+    """How far a run is; what its checkpoint holds beside its arrays."""
+
+    epoch: int = 0  # epochs done, and so many lines of metrics
+    position: int = 0  # steps done of the next
+    epoch_seconds: float = 0.0  # spent on it
+    seconds: float = 0.0  # spent on the run
 
 
 class Pace:

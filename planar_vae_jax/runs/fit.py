@@ -9,7 +9,7 @@ seconds. All that runs differ in is an argument of what is compiled: another see
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from planar_vae_jax.runs import compiled, leaves, signals
 from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
-from planar_vae_jax.runs.epochs import Epochs, Pace
+from planar_vae_jax.runs.epochs import Done, Epochs, Pace
 from planar_vae_jax.runs.files import (
     RunError,
     append_json_line,
@@ -43,16 +43,6 @@ class Fitted(NamedTuple):
     params: Any
     state: training.TrainState | None  # None with --eval_only, which reads the parameters alone
     lines: list[dict[str, Any]]  # of metrics.jsonl
-
-
-@dataclass
-class Done:
-    """How far a run is; what its checkpoint holds beside its arrays."""
-
-    epoch: int = 0  # epochs done, and so many lines of metrics
-    position: int = 0  # steps done of the next
-    epoch_seconds: float = 0.0  # spent on it
-    seconds: float = 0.0  # spent on the run
 
 
 def fit(
