@@ -63,8 +63,8 @@ def each_order(function, params, z):
 
 
 def problem():
-    params, _ = draw(6, 8, scale=0.7)
-    return params, np.random.default_rng(0).normal(size=(8, 6))  # K and the batch are equal, as in an old bug
+    params, _ = draw(6, 4, scale=0.7)
+    return params, np.random.default_rng(0).normal(size=(4, 6))  # K and the batch are equal, as in an old bug
 
 
 @functools.cache
@@ -72,8 +72,9 @@ def truth():
     return each_order(functools.partial(mean_loss, jax.vmap(loop, (None, 0))), *problem())
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("flow", [planar_flow, ONE], ids=["batch", "vmap of events"])
+@pytest.mark.parametrize(
+    ("context", "flow"), [*((context, planar_flow) for context in CONTEXTS), ("jit", ONE), ("scan", ONE)]
+)
 def test_every_order_in_every_context_is_that_of_a_loop_over_layers(context, flow, x64):
     function = CONTEXTS[context](functools.partial(mean_loss, flow))
     assert_trees_close(each_order(function, *problem()), truth(), tolerance=1e-11)
@@ -130,9 +131,8 @@ def test_a_flow_can_be_exported_with_a_symbolic_batch(flow, dim):
     (size,) = jax.export.symbolic_shape("b")
     batch = jax.ShapeDtypeStruct((size, dim), np.float32)
     exported = jax.export.export(jax.jit(flow))(params, batch)
-    restored = jax.export.deserialize(exported.serialize())
     z = np.random.default_rng(0).normal(size=(5, dim)).astype(np.float32)
-    assert_trees_close(restored.call(params, z), flow(params, z), tolerance=1e-6)
+    assert_trees_close(exported.call(params, z), flow(params, z), tolerance=1e-6)
 
 
 def test_amortised_flows_can_be_exported_with_a_symbolic_batch():
