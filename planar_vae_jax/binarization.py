@@ -32,13 +32,41 @@ def binarize(key: jax.Array, pixels: jax.Array, binarization: str) -> jax.Array:
     ``dynamic`` and ``static`` draw Bernoulli(pixel / 255): they differ in whether the caller draws anew at
     every visit or once. ``threshold`` is ``pixel >= 128``; ``none`` is ``pixel / 255``.
 
+    Two calls with one key give equal draws to pixels of equal shape: training and test images that are drawn once
+    (``static``) need two keys.
+
     Raises:
-        ValueError: for an unknown binarization.
+        ValueError: for an unknown binarization, or pixels of another type.
     """
+    _check(pixels, binarization)
     if binarization in ("dynamic", "static"):
         return bernoulli_pixels(key, pixels)
     if binarization == "threshold":
         return (pixels >= 128).astype(jnp.float32)
-    if binarization == "none":
-        return pixels.astype(jnp.float32) / 255.0
-    raise ValueError(f"binarization must be one of {', '.join(BINARIZATIONS)}; got {binarization!r}")
+    # Not `/ 255`, which jit turns into this product, an ulp away from the quotient: equal bits, compiled or not.
+    return pixels.astype(jnp.float32) * jnp.float32(1 / 255)
+
+
+def binarize_each(keys: jax.Array, images: jax.Array, binarization: str) -> jax.Array:
+    """As :func:`binarize`, each image by its own key: what image i is given depends on ``keys[i]`` alone.
+
+    That holds for keys of threefry; draws by ``rbg`` keys depend on the batch.
+
+    Args:
+        keys: ``[N]``.
+        images: ``[N, ...]`` uint8.
+
+    Returns:
+        float32, the shape of ``images``.
+    """
+    _check(images, binarization)
+    if keys.shape != images.shape[:1]:
+        raise ValueError(f"keys must be one for each image, [{images.shape[0]}]; got {list(keys.shape)}")
+    return jax.vmap(lambda key, image: binarize(key, image, binarization))(keys, images)
+
+
+def _check(pixels: jax.Array, binarization: str) -> None:
+    if binarization not in BINARIZATIONS:
+        raise ValueError(f"binarization must be one of {', '.join(BINARIZATIONS)}; got {binarization!r}")
+    if (dtype := getattr(pixels, "dtype", type(pixels).__name__)) != jnp.uint8:
+        raise ValueError(f"pixels must be grey levels, an array of uint8 from 0 to 255; got {dtype}")

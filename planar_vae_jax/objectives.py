@@ -1,23 +1,37 @@
-"""What a planar-flow VAE minimises and is judged by, for one example, in nats."""
+"""What a planar-flow VAE minimises and is judged by, in nats, on batches of images.
 
-from typing import NamedTuple
+Everything here asks for a model with two methods (:class:`Model`) and knows nothing else about it.
+
+Keys: one key draws for the whole batch (training); keys ``[B]`` draw for each image by its own, so that what is drawn
+for an image depends on no other image and on no batch size (evaluation).
+"""
+
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from planar_vae_jax.distributions import bernoulli_log_prob, normal_log_prob, standard_normal_log_prob
-from planar_vae_jax.flows import planar_flow
-from planar_vae_jax.models import VAE, Posterior
+from planar_vae_jax.distributions import PlanarFlow, bernoulli_log_prob, standard_normal_log_prob
+
+
+class Model(Protocol):
+    """A VAE with its parameters."""
+
+    def encode(self, images: jax.Array) -> PlanarFlow:
+        """``q(z|x)`` of images ``[..., H, W]``: ``mean`` and ``log_std`` ``[..., L]``."""
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Bernoulli logits ``[..., H, W]`` for ``z [..., L]``."""
 
 
 class Terms(NamedTuple):
-    """The terms of one example's free energy under one sample, each ``[]`` in nats."""
+    """The terms of the free energy of each image under one sample of ``z``, in nats."""
 
-    log_q0: jax.Array  # log q_0(z_0|x)
-    log_det: jax.Array  # log|det dz_K/dz_0|
-    log_prior: jax.Array  # log p(z_K), at z_K and never at z_0
-    log_likelihood: jax.Array  # log p(x|z_K)
-    squared_error: jax.Array  # sum over pixels of (x - sigmoid(logits))^2; no nats
+    log_q0: jax.Array  # [...], log q_0(z_0|x)
+    log_det: jax.Array  # [...], log|det dz_K/dz_0|
+    log_prior: jax.Array  # [...], log p(z_K), at z_K and never at z_0
+    log_likelihood: jax.Array  # [...], log p(x|z_K)
+    squared_error: jax.Array  # [...], sum over pixels of (x - sigmoid(logits))^2; no nats
 
     @property
     def kl(self) -> jax.Array:
@@ -45,64 +59,80 @@ class Terms(NamedTuple):
         return kl_weight * kl - temperature * self.log_likelihood
 
 
-def sample_posterior(
-    posterior: Posterior, key: jax.Array, h: str, method: str | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws ``z_0`` by reparameterisation and sends it through the flow.
-
-    Returns:
-        ``(z_K [L], log q_0(z_0|x) [], log_det [])``.
-    """
-    mean, log_std, flow = posterior
-    noise = jax.random.normal(key, mean.shape, mean.dtype)
-    z0 = mean + jnp.exp(log_std) * noise
-    zK, log_det = planar_flow(flow, z0, h=h, method=method)
-    return zK, normal_log_prob(z0, mean, log_std), log_det
-
-
-def free_energy(model: VAE, x: jax.Array, key: jax.Array) -> Terms:
-    """Terms of the free energy of one example with one sample of ``z_0``.
+def free_energy(model: Model, images: jax.Array, key: jax.Array) -> Terms:
+    """Terms of the free energy of each image, with one sample of ``z_0`` each.
 
     Args:
         model: encoder and decoder.
-        x: ``[P]``, values 0 or 1. Grey levels are accepted, but then the Bernoulli term is a cross-entropy and
-            ``free_energy`` bounds no likelihood.
-        key: a PRNG key.
+        images: ``[B, H, W]``, values 0 or 1. Grey levels are accepted, but then the Bernoulli term is a cross-entropy
+            and ``free_energy`` bounds no likelihood.
+        key: one key for the batch, or keys ``[B]``, one an image.
+
+    Returns:
+        :class:`Terms`, each ``[B]``.
     """
-    return _terms(model, model.encode(x), x, key)
+    posterior = model.encode(images)
+    return _terms(model, posterior, images, _noise(key, posterior.mean))
 
 
-def _terms(model: VAE, posterior: Posterior, x: jax.Array, key: jax.Array) -> Terms:
-    zK, log_q0, log_det = sample_posterior(posterior, key, model.h, model.method)
+def _noise(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Standard normal draws of the shape of ``like [B, L]``."""
+    if key.ndim == 0:
+        return jax.random.normal(key, like.shape, like.dtype)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
+
+
+def _terms(model: Model, posterior: PlanarFlow, images: jax.Array, noise: jax.Array) -> Terms:
+    """For ``noise [..., B, L]``: as many samples of each image's ``z_0``."""
+    zK, log_q0, log_det = posterior.transform(noise)
     logits = model.decode(zK)
+    images = jnp.broadcast_to(images, logits.shape)
     return Terms(
         log_q0=log_q0,
         log_det=log_det,
         log_prior=standard_normal_log_prob(zK),
-        log_likelihood=bernoulli_log_prob(x, logits),
-        squared_error=jnp.sum(jnp.square(x - jax.nn.sigmoid(logits))),
+        log_likelihood=bernoulli_log_prob(images, logits, axes=(-2, -1)),
+        squared_error=jnp.sum(jnp.square(images - jax.nn.sigmoid(logits)), axis=(-2, -1)),
     )
 
 
-def importance_nll(model: VAE, x: jax.Array, key: jax.Array, *, samples: int) -> tuple[jax.Array, jax.Array]:
-    """``-log p(x)`` of one example by importance sampling from ``q(z_K|x)`` (Burda et al. 2016, eq. 8).
+class MarginalLikelihood(NamedTuple):
+    """An importance-sampling estimate for each image."""
+
+    nll: jax.Array  # [B], -log p(x), nats
+    effective_sample_size: jax.Array  # [B], between 1 and S; near 1 the estimate hangs on one sample
+
+
+def importance_nll(
+    model: Model, images: jax.Array, key: jax.Array, *, samples: int, chunk: int = 128
+) -> MarginalLikelihood:
+    """``-log p(x)`` of each image by importance sampling from ``q(z_K|x)`` (Burda et al. 2016, eq. 8).
 
     ``-log (1/S) sum_s p(x, z_s) / q(z_s|x)``: an upper bound in expectation, tighter than the free energy, exact as S
-    grows.
+    grows. The effective sample size is ``(sum w)^2 / sum w^2``.
 
     Args:
-        samples: S, drawn at once (memory O(S P) an example; ``jax.lax.map`` over examples bounds it).
-
-    Returns:
-        ``(nll [], effective_sample_size [])``. The latter, ``(sum w)^2 / sum w^2``, lies between 1 and S; near 1 the
-        estimate hangs on one sample.
+        model: encoder and decoder.
+        images: ``[B, H, W]``, values 0 or 1.
+        key: one key for the batch, or keys ``[B]``. Sample ``s`` of an image has a key of its own, whatever S is.
+        samples: S.
+        chunk: samples of an image that are held at a time: memory is O(chunk B H W), time O(S B).
     """
-    posterior = model.encode(x)
+    posterior = model.encode(images)
+    keys = jax.random.split(key, len(images)) if key.ndim == 0 else key
+    chunk = min(chunk, samples)
 
-    def log_weight(key: jax.Array) -> jax.Array:
-        return -_terms(model, posterior, x, key).free_energy
+    def log_weights(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``log sum w`` and ``log sum w^2`` over the chunk of samples that begins at ``start``, ``[B]`` each."""
+        numbers = start + jnp.arange(chunk)
+        noise = jax.vmap(lambda s: _noise(jax.vmap(lambda key: jax.random.fold_in(key, s))(keys), posterior.mean))(
+            numbers
+        )
+        log_w = -_terms(model, posterior, images, noise).free_energy
+        log_w = jnp.where((numbers < samples)[:, None], log_w, -jnp.inf)  # the last chunk may be longer than S
+        return jax.nn.logsumexp(log_w, axis=0), jax.nn.logsumexp(2.0 * log_w, axis=0)
 
-    log_weights = jax.vmap(log_weight)(jax.random.split(key, samples))
-    log_sum = jax.nn.logsumexp(log_weights)
-    effective = jnp.exp(2.0 * log_sum - jax.nn.logsumexp(2.0 * log_weights))
-    return jnp.log(samples) - log_sum, effective
+    sums = jax.lax.map(log_weights, jnp.arange(0, samples, chunk))
+    log_sum, log_sum_squares = (jax.nn.logsumexp(part, axis=0) for part in sums)
+    nll = jnp.log(jnp.asarray(samples, log_sum.dtype)) - log_sum
+    return MarginalLikelihood(nll, jnp.exp(2.0 * log_sum - log_sum_squares))

@@ -74,9 +74,9 @@ def epoch_order(key: jax.Array, size: int, batch_size: int) -> jax.Array:
 def empty_info(
     loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Any, key: jax.Array, steps: int
 ) -> StepInfo:
-    """Info of ``steps`` steps before any is taken: NaN everywhere. ``batch``: of one step, arrays or their shapes."""
+    """Info of ``steps`` steps before any is taken: zeros. ``batch``: of one step, arrays or their shapes."""
     _, one = jax.eval_shape(lambda *args: train_step(loss, optimizer, *args), state, batch, key)
-    return jax.tree.map(lambda leaf: jnp.full((steps, *leaf.shape), jnp.nan, leaf.dtype), one)
+    return jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), one)
 
 
 def train_steps(
@@ -105,8 +105,8 @@ def train_steps(
         state, one = train_step(loss, optimizer, state, batch, key)
         return state, jax.tree.map(lambda leaf, entry: leaf.at[position].set(entry), info, one)
 
-    bounds = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
-    return jax.lax.fori_loop(*bounds, step, (state, info))
+    first, last = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
+    return jax.lax.fori_loop(first, last, step, (state, info))
 
 
 def train(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import tempfile
 
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
@@ -89,3 +90,21 @@ def assert_trees_close(actual, desired, *, tolerance):
     """Each leaf to ``tolerance`` of its own largest entry (or of 1, if that is smaller)."""
     for a, d in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
         np.testing.assert_allclose(a, d, rtol=0, atol=tolerance * max(1.0, np.max(np.abs(d), initial=0.0)))
+
+
+# --- Data without a network
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path_factory):
+    """No network, no proxy and an empty TFDS directory (returned), so that no test sees the machine's own."""
+    tfds_dir = tmp_path_factory.mktemp("tfds")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
+    for key in [key for key in os.environ if key.lower().endswith("_proxy")]:
+        monkeypatch.delenv(key)
+
+    def refuse(*args, **kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    return tfds_dir

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.flags import UsageError
+from planar_vae_jax.flows import constrain
 
 from benchmarks import epoch, flows, peers, scaling
 from benchmarks.report import Goal, ratio
 from benchmarks.timing import Contestant, interleave, spread
 from benchmarks.torch_models import Unavailable
-from experiments.flags import UsageError
-from planar_vae_jax.flows import constrain
 
 
 @pytest.fixture(autouse=True)

@@ -5,46 +5,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from planar_vae_jax.flows import inverse_planar_flow, planar_flow
-from planar_vae_jax.models import VAE, functional
+from planar_vae_jax import planar_flow
+from planar_vae_jax.models import VAE
 from planar_vae_jax.objectives import free_energy, importance_nll
 
-PIXELS = 6
 GRID = np.linspace(-20.0, 20.0, 20_001)
 STEP = GRID[1] - GRID[0]
 DRAWS = 200_000
+X = jnp.array([[[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]])  # [1, H, W]
 
 
 @pytest.fixture(scope="module", params=[0, 3], ids=["K=0", "K=3"])
 def model(request):
     """A VAE with weights large enough that q, the flow and the decoder all matter."""
-    init, bind = functional(lambda rngs: VAE(PIXELS, hidden=5, latent=1, flow_length=request.param, rngs=rngs))
-    params = init(jax.random.key(4))
-    leaves, tree = jax.tree.flatten(params)
+    vae = VAE((2, 3), hidden=5, latent=1, flow_length=request.param)
+    leaves, tree = jax.tree.flatten(vae.init(jax.random.key(4)))
     keys = jax.random.split(jax.random.key(5), len(leaves))
-    return bind(
-        tree.unflatten(
-            [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-        )
-    )
+    moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return vae.bind(tree.unflatten(moved))
 
 
-X = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+def many(size):
+    return jnp.broadcast_to(X, (size, *X.shape[1:]))
 
 
 def log_joint(model):
-    """``log p(x, z)`` on the grid, by plain numpy."""
-    logits = np.asarray(jax.vmap(model.decode)(jnp.asarray(GRID[:, None], jnp.float32)), np.float64)
-    log_likelihood = np.where(np.asarray(X) == 1.0, -np.logaddexp(0, -logits), -np.logaddexp(0, logits)).sum(1)
+    """``log p(x|z)`` and ``log p(z)`` on the grid, by plain numpy."""
+    logits = np.asarray(model.decode(jnp.asarray(GRID[:, None], jnp.float32)), np.float64)
+    log_likelihood = np.where(np.asarray(X) == 1.0, -np.logaddexp(0, -logits), -np.logaddexp(0, logits)).sum((1, 2))
     return log_likelihood, -0.5 * GRID**2 - 0.5 * np.log(2 * np.pi)
 
 
 def log_posterior(model):
     """``log q(z_K|x)`` on the grid, through the inverse of the flow."""
-    mean, log_std, flow = model.encode(X)
-    z0, log_det = jax.vmap(lambda z: inverse_planar_flow(flow, z))(jnp.asarray(GRID[:, None], jnp.float32))
-    standard = (np.asarray(z0[:, 0], np.float64) - float(mean[0])) / np.exp(float(log_std[0]))
-    return -0.5 * standard**2 - 0.5 * np.log(2 * np.pi) - float(log_std[0]) + np.asarray(log_det, np.float64)
+    posterior = model.encode(X[0])
+    return np.asarray(posterior.log_prob(jnp.asarray(GRID[:, None], jnp.float32)), np.float64)
 
 
 def test_terms_agree_with_quadrature(model):
@@ -52,8 +47,7 @@ def test_terms_agree_with_quadrature(model):
     log_q = log_posterior(model)
     q = np.exp(log_q) * STEP
     assert q.sum() == pytest.approx(1.0, abs=1e-4)
-    keys = jax.random.split(jax.random.key(0), DRAWS)
-    terms = jax.jit(jax.vmap(lambda key: free_energy(model, X, key)))(keys)
+    terms = jax.jit(lambda key: free_energy(model, many(DRAWS), key))(jax.random.key(0))
     for name, draws, truth in (
         ("reconstruction", terms.reconstruction, -(q * log_likelihood).sum()),
         ("kl", terms.kl, (q * (log_q - log_prior)).sum()),
@@ -67,24 +61,40 @@ def test_terms_agree_with_quadrature(model):
 def test_importance_sampling_finds_the_marginal_likelihood_below_the_free_energy(model):
     log_likelihood, log_prior = log_joint(model)
     truth = -np.log(np.sum(np.exp(log_likelihood + log_prior)) * STEP)
-    nll, effective = jax.jit(lambda key: importance_nll(model, X, key, samples=DRAWS))(jax.random.key(1))
+    (nll,), (effective,) = importance_nll(model, X, jax.random.key(1), samples=DRAWS, chunk=20_000)
     assert 100 < effective < DRAWS
     assert float(nll) == pytest.approx(truth, abs=5.0 / np.sqrt(float(effective)))
-    keys = jax.random.split(jax.random.key(0), 1000)
-    bound = jnp.mean(jax.vmap(lambda key: free_energy(model, X, key).free_energy)(keys))
+    bound = jnp.mean(free_energy(model, many(1000), jax.random.key(0)).free_energy)
     assert float(bound) > truth
 
 
 def test_one_importance_sample_is_the_free_energy(model):
-    key = jax.random.key(2)
-    nll, effective = importance_nll(model, X, key, samples=1)
-    terms = free_energy(model, X, jax.random.split(key, 1)[0])
-    assert float(nll) == pytest.approx(float(terms.free_energy), rel=1e-6)
-    assert float(effective) == pytest.approx(1.0, rel=1e-6)
+    keys = jax.random.split(jax.random.key(2), 5)
+    nll, effective = importance_nll(model, many(5), keys, samples=1)
+    sample_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+    np.testing.assert_allclose(nll, free_energy(model, many(5), sample_keys).free_energy, rtol=1e-6)
+    np.testing.assert_allclose(effective, np.ones(5), rtol=1e-6)
+
+
+def test_samples_are_the_same_whatever_the_chunk_and_the_batch(model):
+    keys = jax.random.split(jax.random.key(3), 4)
+    whole = importance_nll(model, many(4), keys, samples=50)
+    for chunk in (1, 7, 49):
+        for mine, theirs in zip(importance_nll(model, many(4), keys, samples=50, chunk=chunk), whole, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    alone = importance_nll(model, X, keys[2:3], samples=50)
+    np.testing.assert_allclose(alone.nll[0], whole.nll[2], rtol=1e-6)
+
+
+def test_with_a_key_an_image_the_terms_do_not_depend_on_the_batch(model):
+    keys = jax.random.split(jax.random.key(3), 4)
+    together, alone = free_energy(model, many(4), keys), free_energy(model, X, keys[2:3])
+    np.testing.assert_allclose(together.free_energy[2], alone.free_energy[0], rtol=1e-6)
+    assert len(set(np.asarray(together.free_energy).tolist())) == 4
 
 
 def test_annealings_weight_the_terms_that_their_papers_say(model):
-    terms = free_energy(model, X, jax.random.key(0))
+    terms = jax.tree.map(lambda leaf: leaf[0], free_energy(model, X, jax.random.key(0)))
     log_q = float(terms.log_q0 - terms.log_det)
     log_prior, log_likelihood = float(terms.log_prior), float(terms.log_likelihood)
     assert float(terms.annealed(1.0, 1.0)) == pytest.approx(float(terms.free_energy), rel=1e-6)
@@ -94,8 +104,9 @@ def test_annealings_weight_the_terms_that_their_papers_say(model):
 
 def test_squared_error_is_summed_over_pixels_of_the_mean_image(model):
     key = jax.random.key(0)
-    terms = free_energy(model, X, key)
-    mean, log_std, flow = model.encode(X)
-    z, _ = planar_flow(flow, mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+    posterior = model.encode(X)
+    noise = jax.random.normal(key, posterior.mean.shape)
+    z, _ = planar_flow(posterior.params, posterior.mean + jnp.exp(posterior.log_std) * noise)
     image = 1.0 / (1.0 + np.exp(-np.asarray(model.decode(z), np.float64)))
-    assert float(terms.squared_error) == pytest.approx(((np.asarray(X) - image) ** 2).sum(), rel=1e-5)
+    error = free_energy(model, X, key).squared_error[0]
+    assert float(error) == pytest.approx(((np.asarray(X) - image) ** 2).sum(), rel=1e-5)

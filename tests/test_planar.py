@@ -142,6 +142,7 @@ def test_leading_axes_are_broadcast_and_each_entry_is_its_own_flow_of_its_own_ev
         return np.broadcast_to(leaf, (*lead, *shape)).reshape(math.prod(lead), *shape)
 
     rows = Planar(*map(flat, params, (2, 2, 1))), flat(z0, 1)
+
     @jax.jit
     def results(case, rows):
         forward = [planar_flow(*case, method=method) for method in ("scan", "gram")]

@@ -1,0 +1,101 @@
+"""What people save as images, made grey levels 0 to 255; or refused with the cure."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from planar_vae_jax.data.errors import DataError, joined, shown
+
+WANTED = "wanted images [N, H, W] uint8 of 0 to 255, N > 0"
+DARK = 128  # a data set whose lightest pixel is darker was hardly meant to be
+SLACK = 1e-6  # what an interpolation's rounding adds to white, or takes from black
+
+
+def to_grey_levels(
+    images: Mapping[str, np.ndarray], source: str, warn: Callable[[str], object]
+) -> dict[str, np.ndarray]:
+    """Images by field as ``[N, H, W]`` uint8.
+
+    An axis of 1 for the channel is dropped, floats in 0 to 1 and booleans are multiplied by 255, other integers in
+    0 to 255 become uint8. Whatever is changed, or looks as if another scale was meant, is said by ``warn``: a line
+    for all fields that it is true of.
+
+    Raises:
+        DataError: nothing sensible can be made of an array.
+    """
+    lines: dict[str, list[str]] = {}
+    converted = {}
+    for field, x in images.items():
+        where = f"{source}: {field}"
+        images_3d = _without_channel(x, where)
+        converted[field] = _as_uint8(images_3d, where)
+        if said := _said(x, converted[field]):
+            lines.setdefault(said, []).append(field)
+    for line, fields in lines.items():
+        warn(f"{source}: {joined(fields)}: {line}")
+    return converted
+
+
+def _without_channel(x: np.ndarray, where: str) -> np.ndarray:
+    if x.ndim == 4 and 1 in (x.shape[3], x.shape[1]):
+        x = x[..., 0] if x.shape[3] == 1 else x[:, 0]
+    if x.ndim != 3 or x.size == 0:
+        raise DataError(f"{where}: {WANTED}, got {shown(x)}")
+    return x
+
+
+def _as_uint8(x: np.ndarray, where: str) -> np.ndarray:
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype == bool:
+        return x * np.uint8(255)
+    if np.issubdtype(x.dtype, np.floating):
+        return _from_floats(x, where)
+    if not np.issubdtype(x.dtype, np.integer):
+        raise DataError(f"{where}: {WANTED}, got {shown(x)}")
+    if x.min() < 0 or x.max() > 255:
+        raise DataError(f"{where}: {WANTED}, got {shown(x)} from {x.min()} to {x.max()}: scale them to 0 to 255")
+    return x.astype(np.uint8)
+
+
+def _from_floats(x: np.ndarray, where: str) -> np.ndarray:
+    if not np.isfinite(x).all():
+        raise DataError(f"{where}: {WANTED}, got {shown(x)}{'' if np.isnan(x).any() else ' with infinite values'}")
+    low, high = float(x.min()), float(x.max())
+    if low < -SLACK or high > 1 + SLACK:
+        cure = "save x.astype(numpy.uint8)" if low >= 0 and high <= 255 else "scale them to 0 to 1"
+        raise DataError(
+            f"{where}: {WANTED}, or floats from 0 to 1; got {shown(x)} from {low:g} to {high:g}: {cure} instead"
+        )
+    return np.rint(np.clip(x, 0, 1) * np.asarray(255, x.dtype)).astype(np.uint8)
+
+
+def _said(came: np.ndarray, made: np.ndarray) -> str:
+    """What was made of an array, and a doubt about its scale; empty for what was wanted."""
+    parts = []
+    if came.dtype != np.uint8 or came.ndim != made.ndim:
+        parts.append(f"{_kind(came)} taken as [N, H, W] uint8{_how(came)}")
+    highest = int(made.max())
+    if made.min() < highest < DARK:
+        parts.append(_too_dark(came, highest))
+    return "; ".join(parts)
+
+
+def _kind(came: np.ndarray) -> str:
+    axes = {3: "[N, H, W]", 4: "[N, H, W, 1]" if came.shape[-1] == 1 else "[N, 1, H, W]"}[came.ndim]
+    return f"{axes} {came.dtype}"
+
+
+def _how(came: np.ndarray) -> str:
+    if came.dtype == bool or np.issubdtype(came.dtype, np.floating):
+        return ", 255 times what came, rounded"
+    return ""
+
+
+def _too_dark(came: np.ndarray, highest: int) -> str:
+    if np.issubdtype(came.dtype, np.floating):
+        return f"nearly black: their maximum is {came.max():.3g}, where 1 is white. Save x / x.max() if that was meant"
+    return (
+        f"nearly black: their maximum is {highest}, where 255 is white. "
+        f"If {highest} was meant as white, multiply by 255 // {highest} = {255 // highest} before saving"
+    )

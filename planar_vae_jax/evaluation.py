@@ -1,0 +1,166 @@
+"""Figures of a data set under a trained VAE, each image drawn by a key of its own.
+
+The key of an image follows from the split and the image's index in it alone. So no figure depends on a run's seed (but
+through its parameters), on the number of importance samples, on a batch size or on the generator that a run trained
+with, and the differences between two runs' figures are paired.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from planar_vae_jax import objectives
+from planar_vae_jax.binarization import binarize_each
+from planar_vae_jax.models import VAE
+from planar_vae_jax.uncertainty import mean_and_error
+
+BATCH = 1000  # images at a time; fixed, so that the last bits of a figure depend on nothing
+DECODED = 16_000  # images decoded at a time for the marginal likelihood, so that memory is bounded
+_SPLITS = ("test", "valid", "train")
+
+
+class Figures(NamedTuple):
+    """Figures of each image, ``[N]``; nats but for the last two."""
+
+    free_energy: np.ndarray
+    nll: np.ndarray
+    reconstruction: np.ndarray
+    kl: np.ndarray
+    squared_error: np.ndarray
+    effective_sample_size: np.ndarray
+
+
+class Images(NamedTuple):
+    """Images as they are evaluated, and what is drawn for each of them."""
+
+    pixels: jax.Array  # [N, H, W] uint8; 0 or 255 but for grey levels
+    keys: jax.Array  # [N], of posterior samples
+
+
+def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization: str) -> Images:
+    """Binarises images once, each by its own key.
+
+    Args:
+        images: ``[N, H, W]`` uint8.
+        index: ``[N]``, the position of each in the whole split.
+        split: ``"train"``, ``"valid"`` or ``"test"``.
+        binarization: one of ``BINARIZATIONS``; ``dynamic`` and ``static`` are the same here.
+    """
+    return _fixed_images(jnp.asarray(images), jnp.asarray(index, jnp.uint32), _SPLITS.index(split), binarization)
+
+
+@functools.partial(jax.jit, static_argnames=("split", "binarization"))
+def _fixed_images(images: jax.Array, index: jax.Array, split: int, binarization: str) -> Images:
+    # threefry: with another generator, what vmap draws would depend on the batch.
+    split_key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), split)
+    keys = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(split_key, number)))(index)
+
+    def batch(images: jax.Array, keys: jax.Array) -> jax.Array:
+        return jnp.round(255.0 * binarize_each(keys, images, binarization)).astype(jnp.uint8)
+
+    return Images(map_batches(batch, (images, keys[:, 0]), BATCH), keys[:, 1])
+
+
+def unit_pixels(pixels: jax.Array) -> jax.Array:
+    """uint8 to float32 in [0, 1]; 0 and 255 are 0 and 1 exactly."""
+    return pixels.astype(jnp.float32) / 255.0
+
+
+def map_batches(function: Callable[..., Any], arrays: tuple[jax.Array, ...], batch_size: int) -> Any:
+    """``function(*batches)`` over the leading axis ``N`` of the arrays, a batch after the other on the device.
+
+    The last batch is filled up with entries seen before, whose results are dropped: each leaf is ``[N, ...]``.
+    """
+    size = len(arrays[0])
+    if size == 0:
+        return function(*arrays)
+    batch_size = max(1, min(batch_size, size))
+    batches = -(-size // batch_size)
+    indices = (jnp.arange(batches * batch_size) % size).reshape(batches, batch_size)
+    results = jax.lax.map(lambda index: function(*(array[index] for array in arrays)), indices)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def free_energy_terms(vae: VAE, params: Any, images: Images) -> objectives.Terms:
+    """Terms of the free energy of each image, ``[N]`` each, with one sample of ``z_0``."""
+
+    def batch(pixels: jax.Array, keys: jax.Array) -> objectives.Terms:
+        return objectives.free_energy(vae.bind(params), unit_pixels(pixels), _fold_in(keys, 0))
+
+    return map_batches(batch, images, BATCH)
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "samples"))
+def marginal_likelihood(vae: VAE, params: Any, images: Images, *, samples: int) -> objectives.MarginalLikelihood:
+    """``-log p(x)`` of each image from ``samples`` importance samples, with the effective sample size, ``[N]`` each."""
+    chunk = min(samples, 128)
+
+    def batch(pixels: jax.Array, keys: jax.Array) -> objectives.MarginalLikelihood:
+        model = vae.bind(params)
+        return objectives.importance_nll(model, unit_pixels(pixels), _fold_in(keys, 1), samples=samples, chunk=chunk)
+
+    return map_batches(batch, images, DECODED // chunk)
+
+
+def _fold_in(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def evaluate(vae: VAE, params: Any, images: Images, *, nll_samples: int) -> Figures:
+    """All figures of each image, on the host."""
+    terms = free_energy_terms(vae, params, images)
+    likelihood = marginal_likelihood(vae, params, images, samples=nll_samples)
+    figures = Figures(
+        terms.free_energy,
+        likelihood.nll,
+        terms.reconstruction,
+        terms.kl,
+        terms.squared_error,
+        likelihood.effective_sample_size,
+    )
+    return jax.tree.map(np.asarray, figures)
+
+
+def means(figures: Figures, rows: Any = slice(None)) -> dict[str, float | None]:
+    """``{name: mean, name_se: its standard error}`` of every figure over the images in ``rows``."""
+    result: dict[str, float | None] = {}
+    for name, values in figures._asdict().items():
+        result[name], result[f"{name}_se"] = mean_and_error(values[rows])
+    return result
+
+
+def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:
+    """``{label: number of images, means and standard errors}``; empty where there are no labels ``[N]``."""
+    if labels is None:
+        return {}
+    rows = {str(label): labels == label for label in np.unique(labels)}
+    return {label: {"images": int(np.sum(row)), **means(figures, row)} for label, row in rows.items()}
+
+
+def mean_loss(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
+    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing."""
+    terms = free_energy_terms(vae, params, images)
+    values = terms.squared_error if objective == "reconstruction" else terms.free_energy
+    mean, error = mean_and_error(np.asarray(values))
+    return {f"{split}_loss": mean, f"{split}_loss_se": error}
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def reconstruct(vae: VAE, params: Any, pixels: jax.Array) -> jax.Array:
+    """Pictures (pixel means) ``[N, H, W]`` decoded from the posterior's mean sent through the flow; pixels uint8."""
+    model = vae.bind(params)
+    posterior = model.encode(unit_pixels(pixels))
+    zK, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
+    return jax.nn.sigmoid(model.decode(zK))
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "count"))
+def sample_prior(vae: VAE, params: Any, key: jax.Array, count: int) -> jax.Array:
+    """Pictures (pixel means) ``[count, H, W]`` decoded from ``z_K ~ N(0, I)``."""
+    z = jax.random.normal(key, (count, vae.latent), vae.dtype)
+    return jax.nn.sigmoid(vae.bind(params).decode(z))

@@ -1,0 +1,174 @@
+"""A trained model, ready to use: ``load_run(workdir)`` opens the folder of a run of ``experiments.mnist``.
+
+run = load_run("runs/mnist-flows=5-seed=0")
+pictures = run.reconstruct(images)              # images [N, H, W], uint8 0..255 or float 0..1
+pictures = run.sample(jax.random.key(0), 64)    # [64, H, W] in 0..1
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from planar_vae_jax import evaluation
+from planar_vae_jax.binarization import binarize_each
+from planar_vae_jax.models import VAE
+
+Array = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained VAE as functions on batches of images.
+
+    Images are ``[N, H, W]`` of the size that the run was trained on, uint8 0..255 or float 0..1, and are binarised as
+    in training; pictures are pixel means ``[N, H, W]`` in 0..1; ``z`` is ``[N, L]``; figures are ``[N]`` in nats.
+    What is drawn for image i follows from the key and from i.
+
+    Raises:
+        ValueError: (every method) for images or ``z`` of another shape or scale.
+    """
+
+    config: dict[str, Any]  # every flag of the run
+    params: Any  # a pytree
+    vae: VAE  # the architecture: vae.bind(params) is the model itself
+    step: int  # of the checkpoint
+    binarization: str
+
+    def encode(self, images: Array, key: jax.Array) -> jax.Array:
+        """One sample ``z_K ~ q(z|x)`` for each image."""
+        return _encode(self.vae, self.params, self._draw(images, key))
+
+    def decode(self, z: Array) -> jax.Array:
+        """Pictures of ``z``."""
+        z = jnp.asarray(z, self.vae.dtype)
+        if z.ndim != 2 or z.shape[1] != self.vae.latent:
+            raise ValueError(f"z must be [N, {self.vae.latent}], as the run was trained; got {list(z.shape)}")
+        return _decode(self.vae, self.params, z)
+
+    def reconstruct(self, images: Array) -> jax.Array:
+        """Pictures decoded from the posterior's mean sent through the flow; binarised by a fixed key."""
+        return evaluation.reconstruct(self.vae, self.params, self._draw(images, jax.random.key(0)).pixels)
+
+    def sample(self, key: jax.Array, n: int) -> jax.Array:
+        """``n`` pictures decoded from the prior."""
+        return evaluation.sample_prior(self.vae, self.params, key, n)
+
+    def free_energy(self, images: Array, key: jax.Array) -> jax.Array:
+        """Free energy of each image, one sample each."""
+        return evaluation.free_energy_terms(self.vae, self.params, self._draw(images, key)).free_energy
+
+    def nll(self, images: Array, key: jax.Array, samples: int = 128) -> jax.Array:
+        """``-log p(x)`` of each image by importance sampling."""
+        drawn = self._draw(images, key)
+        return evaluation.marginal_likelihood(self.vae, self.params, drawn, samples=samples).nll
+
+    def _draw(self, images: Array, key: jax.Array) -> evaluation.Images:
+        return _draw(jnp.asarray(_as_uint8(images, self.vae.image_shape)), key, self.binarization)
+
+
+def _as_uint8(images: Array, shape: tuple[int, int]) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 3 or images.shape[1:] != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(
+            f"images must be [N, {wanted}], the size that the run was trained on; got {list(images.shape)}"
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1); got {images.dtype}")
+    if not (images.size == 0 or (np.min(images) >= 0.0 and np.max(images) <= 1.0)):  # NaN is refused too
+        raise ValueError(f"images of floats must lie in 0 to 1; got {np.min(images):g} to {np.max(images):g}")
+    return np.round(255.0 * images).astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnames="binarization")
+def _draw(pixels: jax.Array, key: jax.Array, binarization: str) -> evaluation.Images:
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(pixels)))
+    drawn = jnp.round(255.0 * binarize_each(keys[:, 0], pixels, binarization)).astype(jnp.uint8)
+    return evaluation.Images(drawn, keys[:, 1])
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _encode(vae: VAE, params: Any, images: evaluation.Images) -> jax.Array:
+    posterior = vae.bind(params).encode(evaluation.unit_pixels(images.pixels))
+    noise = jax.vmap(lambda key: jax.random.normal(key, (vae.latent,), posterior.mean.dtype))(images.keys)
+    return posterior.transform(noise)[0]
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _decode(vae: VAE, params: Any, z: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(vae.bind(params).decode(z))
+
+
+def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run:
+    """The trained model of a run; reads only, also beside a running process.
+
+    Args:
+        workdir: the folder that ``python -m experiments.mnist --workdir=...`` wrote.
+        checkpoint: ``"latest"``, or ``"best"``: the lowest validation loss (``--validation``).
+
+    Raises:
+        ValueError: there is no such run, it is no VAE, or it has no such checkpoint.
+        planar_vae_jax.runs.reading.CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    from planar_vae_jax.runs import leaves, reading
+
+    if checkpoint not in ("latest", "best"):
+        raise ValueError(f"checkpoint must be 'latest' or 'best'; got {checkpoint!r}")
+    folder = Path(workdir).expanduser()
+    stored = _read_config(folder)
+    found = reading.read_checkpoint(folder / "checkpoints", checkpoint)
+    flags = stored["flags"]
+    vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
+    try:
+        params = leaves.fill(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)), "['state'].params")
+    except ValueError as error:
+        raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None
+    binarization = flags["binarization"] or default_binarization(flags["objective"])
+    return Run(flags, params, vae, found.step, binarization)
+
+
+def default_binarization(objective: str) -> str:
+    """Of ``experiments.mnist``: a likelihood needs binary images, the paper's squared error takes grey levels."""
+    return "none" if objective == "reconstruction" else "dynamic"
+
+
+def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, int]) -> VAE:
+    """The architecture that the flags of ``experiments.mnist`` name."""
+    names = {"latent": "latent", "hidden": "hidden", "flow_length": "flows", "amortized": "amortized", "h": "h"}
+    return VAE(image_shape, **{field: flags[flag] for field, flag in names.items()})
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        stored = json.loads(path.read_bytes())
+        experiment = stored["experiment"]
+    except FileNotFoundError:
+        raise ValueError(f"workdir must be the folder of a run; {folder} has no config.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the config of a run ({error})") from None
+    if experiment != "mnist":
+        raise ValueError(f"workdir must be a run of experiments.mnist; {folder} is one of experiments.{experiment}")
+    return stored
+
+
+def _image_shape(stored: dict[str, Any], leaves: dict[str, np.ndarray]) -> tuple[int, int]:
+    shape = (stored.get("data") or {}).get("image_shape")
+    if shape is not None:
+        return tuple(shape)
+    # Version 0.1 did not write it: square images, as far as one can tell.
+    pixels = next(array.size for name, array in leaves.items() if "params['decode']['logits']['bias']" in name)
+    side = math.isqrt(pixels)
+    if side * side != pixels:
+        raise ValueError(f"the run does not tell the shape of its images, and {pixels} pixels are no square")
+    return side, side

@@ -1,0 +1,44 @@
+"""What a run compiles, once for every run of the same shapes: all that runs differ in is an argument."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from planar_vae_jax import training
+
+train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def begin_epoch(
+    size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    """The order of an epoch's examples, and the key of its steps."""
+    order_key, steps_key = training.epoch_keys(key, epoch)
+    if size is None:
+        return None, steps_key
+    assert batch_size is not None
+    return training.epoch_order(order_key, size, batch_size)[:steps], steps_key
+
+
+def take_batch(data: Any, order: Any, position: int) -> Any:
+    """What a step of the epoch is given."""
+    return None if data is None else jax.tree.map(lambda leaf: leaf[order[position]], data)
+
+
+def first_bad(info: training.StepInfo, start: int, stop: int) -> int | None:
+    """The first of these steps whose loss or gradient is not finite."""
+    # Of NumPy's: JAX would compile each slice.
+    sound = [np.isfinite(np.asarray(leaf)[start:stop]) for leaf in (info.loss, info.gradient_norm)]
+    bad = np.flatnonzero(~(sound[0] & sound[1]))
+    return start + int(bad[0]) if len(bad) else None
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is."""
+    found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(found)) if found else jnp.array(True)

@@ -1,0 +1,290 @@
+"""Command-line flags from a dataclass: one field is one flag, with its check and its help.
+
+A config is a frozen dataclass whose fields are made by :func:`flag`. :func:`parse` turns ``argv`` into a config, or
+raises :class:`UsageError` with one line that names the flag, what it wants and what came. A config of a run extends
+:class:`RunFlags` and is parsed by :func:`parse_run`, which knows what the run in ``--workdir`` was begun with.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import sys
+import types
+import typing
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import flags
+
+from planar_vae_jax.runs.files import read_json
+
+Config = TypeVar("Config")
+RunConfig = TypeVar("RunConfig", bound="RunFlags")
+
+LAYOUT = 2  # of config.json; 1, which did not say so: version 0.1
+_SAME = object()
+
+
+class UsageError(Exception):
+    """A user's mistake; the message is one line that says how to mend it."""
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] | None = None,
+    resumable: bool = False,
+    evaluation: bool = False,
+    named: bool = False,
+    default_before: Any = _SAME,
+) -> Any:
+    """A dataclass field that is a flag.
+
+    Args:
+        default: its value where it is not given.
+        help: one line.
+        at_least, above, at_most, choices: its check; of a tuple, that of each entry.
+        resumable: another value does not make another run: a run may go on with it.
+        evaluation: another value may be given with ``--eval_only``.
+        named: the default folder's name holds it even at its default.
+        default_before: what it was to runs that were begun when there was no such flag; default: ``default``.
+    """
+    check = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
+    kind = {"resumable": resumable, "evaluation": evaluation, "named": named}
+    before = default if default_before is _SAME else default_before
+    return dataclasses.field(default=default, metadata={"help": help, "default_before": before, **check, **kind})
+
+
+def parse(
+    config_class: type[Config], argv: Sequence[str], doc: str, defaults: Mapping[str, Any] | None = None
+) -> Config:
+    """Parses and checks ``argv`` (without the program's name).
+
+    ``--help`` prints ``doc`` and the flags, and exits. ``defaults`` go before those of the class.
+
+    Raises:
+        UsageError: naming the first flag that is wrong.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+    try:
+        for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+            default = (defaults or {}).get(field.name, field.default)
+            _define(field, _type(config_class, field.name), default, values)
+        rest = values([config_class.__name__, *argv])[1:]
+    except (flags.Error, TypeError) as error:  # TypeError: a default of the wrong type
+        raise UsageError(" ".join(str(error).split())) from None
+    except (OSError, UnicodeDecodeError) as error:  # --flagfile=FILE
+        raise UsageError(f"--flagfile: {error}") from None
+    if values["help"].value:
+        print(doc.strip(), "\n\nflags:\n", values.get_help(), sep="")
+        sys.exit(0)
+    if rest:
+        raise UsageError(f"every argument is a flag, --name=value; got {rest[0]!r}")
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    config = config_class(**{field.name: _value(field, values) for field in fields})
+    check(config)
+    return config
+
+
+def check(config: Any) -> None:
+    """Checks each field of a config by its own rule.
+
+    Raises:
+        UsageError: naming the first that is wrong.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            _check_one(field, one)
+
+
+def _check_one(field: dataclasses.Field[Any], value: Any) -> None:
+    at_least, above, at_most, choices = (field.metadata[key] for key in ("at_least", "above", "at_most", "choices"))
+    wish = None
+    if choices is not None and value not in choices:
+        wish = f"one of {', '.join(choices)}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        wish = "a finite number"
+    elif at_least is not None and value < at_least:
+        wish = f"at least {at_least:g}"
+    elif above is not None and value <= above:
+        wish = f"greater than {above:g}"
+    elif at_most is not None and value > at_most:
+        wish = f"at most {at_most:g}"
+    if wish is not None:
+        raise UsageError(f"--{field.name} must be {wish}; got {value!r}")
+
+
+def _type(config_class: type, name: str) -> Any:
+    """The field's type without ``| None``; ``tuple`` for ``tuple[int, ...]``."""
+    annotation = typing.get_type_hints(config_class)[name]
+    if isinstance(annotation, types.UnionType):
+        (annotation,) = (arm for arm in typing.get_args(annotation) if arm is not types.NoneType)
+    return typing.get_origin(annotation) or annotation
+
+
+def _define(field: dataclasses.Field[Any], kind: Any, default: Any, values: flags.FlagValues) -> None:
+    define: dict[Any, Callable[..., Any]] = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+        bool: flags.DEFINE_bool,
+    }
+    help = field.metadata["help"]
+    if field.metadata["choices"] is not None:
+        help = f"{help} ({'|'.join(field.metadata['choices'])})"
+    if kind is tuple:  # a comma-separated list of whole numbers
+        default = None if default is None else ",".join(map(str, default))
+        flags.DEFINE_list(field.name, default, help, flag_values=values)
+    else:
+        define[kind](field.name, default, help, flag_values=values)
+
+
+def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:
+    value = values[field.name].value
+    if not isinstance(value, list):
+        return value
+    try:
+        return tuple(int(item) for item in value)
+    except ValueError:
+        text = ",".join(value)
+        raise UsageError(f"--{field.name} must be whole numbers joined by commas; got {text!r}") from None
+
+
+# --- Configs of runs
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Flags of every run."""
+
+    workdir: str | None = flag(
+        None, "folder for what the run writes; default: one in runs/ named after the flags", resumable=True
+    )
+    resume: str = flag(
+        "auto",
+        "auto: go on with the run that --workdir holds, or begin one; always: only go on; never: only begin",
+        choices=("auto", "always", "never"),
+        resumable=True,
+    )
+    overwrite: bool = flag(False, "begin afresh; the run in --workdir is moved to WORKDIR.old-N", resumable=True)
+    keep: int = flag(3, "how many of the newest checkpoints stay, beside the best", at_least=1, resumable=True)
+    checkpoint_every: int = flag(
+        1, "lines of metrics.jsonl between checkpoints; there is one at the end", at_least=1, resumable=True
+    )
+    eval_only: bool = flag(
+        False,
+        "recompute figures and pictures of the run in --workdir from a checkpoint; its flags are read from there",
+        resumable=True,
+    )
+    checkpoint: str = flag(
+        "latest",
+        "the one that --eval_only takes; best: lowest validation loss",
+        choices=("latest", "best"),
+        resumable=True,
+    )
+
+
+def parse_run(config_class: type[RunConfig], argv: Sequence[str], doc: str, experiment: str | None = None) -> RunConfig:
+    """:func:`parse`; what the run in ``--workdir`` was begun with gives defaults.
+
+    With ``--eval_only`` all its flags do; else only those that it could not have been begun with, as there was no such
+    flag then.
+
+    Args:
+        experiment: names the default folder; without it, ``config.workdir`` may be ``None``.
+
+    Raises:
+        UsageError: as there; flags that contradict each other; no run to evaluate; a config that cannot be read.
+    """
+    config = parse(config_class, argv, doc)
+    _check_run(config)
+    if config.workdir is None and experiment is not None:
+        config = dataclasses.replace(config, workdir=default_workdir(config, experiment))
+    if config.workdir is None or config.overwrite:
+        return config
+    stored = read_config(config.workdir)
+    if stored is None and not config.eval_only:
+        return config
+    if stored is None:
+        raise UsageError(f"--eval_only needs a run; --workdir={config.workdir} holds none")
+    of_every_run = {field.name for field in dataclasses.fields(RunFlags)}
+    own = [field for field in dataclasses.fields(config) if field.name not in of_every_run]
+    wanted = own if config.eval_only else [field for field in own if field.name not in stored["flags"]]
+    defaults = {field.name: flag_of_run(stored, field) for field in wanted}
+    return dataclasses.replace(parse(config_class, argv, doc, defaults), workdir=config.workdir)
+
+
+def _check_run(config: RunFlags) -> None:
+    if config.checkpoint != "latest" and not config.eval_only:
+        raise UsageError(f"--checkpoint={config.checkpoint} needs --eval_only")
+    if config.overwrite and (config.eval_only or config.resume == "always"):
+        other = "--eval_only" if config.eval_only else "--resume=always"
+        raise UsageError(f"--overwrite begins afresh, which contradicts {other}")
+    if config.workdir is None and config.eval_only:
+        raise UsageError("--eval_only needs --workdir, the folder of a run")
+    if config.workdir is not None and re.match(r"[A-Za-z][-+.A-Za-z0-9]*://", config.workdir):
+        raise UsageError(f"--workdir must be a folder of this machine; got {config.workdir!r}")
+
+
+def read_config(workdir: str | Path) -> dict[str, Any] | None:
+    """The contents of a run's ``config.json``, or ``None`` if there is none.
+
+    Raises:
+        UsageError: it cannot be read, or a newer version wrote it.
+    """
+    path = Path(os.path.expanduser(workdir)) / "config.json"
+    kinds = {"experiment": str, "flags": dict, "versions": dict, "device": dict}
+    try:
+        stored = read_json(path)
+        if stored is not None and not all(isinstance(stored.get(key), kind) for key, kind in kinds.items()):
+            raise ValueError("not the config of a run")
+    except (OSError, ValueError) as error:
+        if not os.path.isdir(path.parent):  # told when the folder is made
+            return None
+        raise UsageError(f"{path} cannot be read ({error}); name another --workdir, or --overwrite it") from None
+    if stored is not None and stored.get("layout", 1) != 1 and stored["layout"] != LAYOUT:
+        raise UsageError(f"{path} is of a newer version of planar_vae_jax (layout {stored['layout']}, not {LAYOUT})")
+    return stored
+
+
+def flag_of_run(stored: dict[str, Any], field: dataclasses.Field[Any]) -> Any:
+    """What a flag was to the run of a ``config.json``, as JSON has it."""
+    return stored["flags"].get(field.name, as_json(field.metadata["default_before"]))
+
+
+def default_workdir(config: RunFlags, experiment: str) -> str:
+    """``runs/EXPERIMENT-FLAG=VALUE-...`` of the flags that are always named and of those not at their defaults.
+
+    So that two runs have one folder only if they are the same run.
+    """
+    fields = [field for field in dataclasses.fields(config) if not field.metadata["resumable"]]
+    parts = [experiment]
+    for field in sorted(fields, key=lambda field: not field.metadata["named"]):
+        value = getattr(config, field.name)
+        if field.metadata["named"] or value != field.default:
+            text = shown(as_json(value)).removesuffix(".npz")
+            parts.append(f"{field.name}={re.sub(r'[^-+.,0-9A-Za-z]', '_', text)}")
+    name = "-".join(parts)
+    return f"runs/{name}" if len(name) <= 200 else f"runs/{name[:190]}-{zlib.crc32(name.encode()):08x}"
+
+
+def as_json(value: Any) -> Any:
+    """A flag's value as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def shown(value: Any) -> str:
+    """A flag's value as it is given on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

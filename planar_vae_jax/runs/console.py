@@ -1,0 +1,133 @@
+"""What a run says: its progress, its figures, its warnings, its end; all readable in 80 columns."""
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from planar_vae_jax.runs import signals
+from planar_vae_jax.runs.config import UsageError
+from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.uncertainty import with_error
+
+WIDTH = 80  # columns
+CACHE_BYTES = 2**29  # of compiled programs that are kept
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """Runs ``main(argv)`` and exits: each error becomes one line on stderr and a status.
+
+    0: done. 1: the run failed (not finite, no space, no whole checkpoint, no memory). 2: a user's mistake.
+    128 + N: stopped by signal N.
+    """
+    signals.install()
+    keep_compiled_programs()
+    try:
+        main(sys.argv[1:])
+    except UsageError as error:
+        _exit(2, f"error: {error}")
+    except (RunError, OSError) as error:
+        _exit(1, f"error: {error}")
+    except signals.Stopped as stopped:
+        _exit(128 + stopped.number, str(stopped))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _exit(1, f"error: out of memory; try smaller sizes ({' '.join(str(error).split())[:200]})")
+    signals.ignore()
+
+
+def _exit(status: int, text: str) -> None:
+    signals.ignore()
+    print(text, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def keep_compiled_programs() -> None:
+    """Turns on JAX's persistent compilation cache, so that a second start compiles nothing.
+
+    In the user's cache folder, where old programs make room for new ones, unless ``JAX_COMPILATION_CACHE_DIR`` names
+    one (empty: no cache). Where there is no home folder, or it cannot be written, there is no cache.
+    """
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planar_vae_jax" / "programs"
+        folder.mkdir(parents=True, exist_ok=True)
+        for program in folder.glob("*-cache"):  # JAX writes a program, then its time: a process killed in between
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink(missing_ok=True)
+    except (RuntimeError, OSError):  # no HOME, and the user is not in the list of users; or it cannot be written
+        return
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def warn(text: str) -> None:
+    """Shows a warning on stderr, whatever the terminal's log level: its lines, wrapped."""
+    lines = [wrapped for line in text.split("\n") for wrapped in textwrap.wrap(line, WIDTH - 1) or [""]]
+    tqdm.write("\n".join(["", *lines, ""]), file=sys.stderr)
+    sys.stderr.flush()
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere a line of text for each update."""
+
+    def __init__(self, total: int, unit: str, done: int = 0):
+        form = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
+        self._bar = tqdm(total=total, initial=done, desc=unit, bar_format=form, disable=None, dynamic_ncols=True)
+        self._done, self._total, self._unit = done, total, unit
+
+    def update(self, done: int, values: Mapping[str, float | None]) -> None:
+        """``done`` of them are done, with the figures to show, each beside its standard error ``NAME_se``."""
+        shown = {name: value for name, value in values.items() if not name.endswith("_se")}
+        text = ", ".join(f"{name} {with_error(value, values.get(f'{name}_se'))}" for name, value in shown.items())
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(done - self._done)
+        self._done = done
+        if self._bar.disable:
+            print(f"{self._unit} {done}/{self._total}: {text}", flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar, and a new line for what is said next."""
+        self._bar.close()
+
+
+def print_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Prints figures: a line for each of ``rows``, its mean of each column beside its standard error ``COLUMN_se``."""
+    print(table(rows, columns), flush=True)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """The text of :func:`print_table`: as many columns side by side as there is room for, then the rest."""
+    blocks = [[["", *rows]]]
+    for column in columns:
+        cells = [column.replace("_", " "), *(_cell(row, column) for row in rows.values())]
+        if len(blocks[-1]) > 1 and _width([*blocks[-1], cells]) > WIDTH:
+            blocks.append([["", *rows]])
+        blocks[-1].append(cells)
+    return "\n\n".join(_lines(block) for block in blocks)
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    return str(value) if isinstance(value, int) else with_error(value, row.get(f"{column}_se"))
+
+
+def _width(block: list[list[str]]) -> int:
+    return sum(max(map(len, cells)) + 2 for cells in block) - 2
+
+
+def _lines(block: list[list[str]]) -> str:
+    widths = [max(map(len, cells)) for cells in block]
+    rows = zip(*block, strict=True)
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -1,0 +1,54 @@
+"""The steps of a run: in epochs, for people, and in calls, for the machine."""
+
+from typing import NamedTuple
+
+SECONDS = 1.0  # of a call
+
+
+class Epochs(NamedTuple):
+    """The steps of a run, in epochs of which the last may be shorter."""
+
+    steps: int  # of the whole run
+    steps_per_epoch: int
+    unit: str  # in which people count: "epoch" or "step"
+
+    @property
+    def number(self) -> int:
+        """How many epochs there are."""
+        return -(-self.steps // self.steps_per_epoch)
+
+    def length(self, epoch: int) -> int:
+        """Steps of an epoch."""
+        return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
+
+    def done(self, epochs: int) -> int:
+        """How many epochs or steps people count when so many epochs are done."""
+        return epochs if self.unit == "epoch" else min(self.steps, epochs * self.steps_per_epoch)
+
+    def name(self, step: int) -> str:
+        """What people call the state after so many steps: ``epoch 3 (step 1404)``, ``step 1404``."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        if self.unit == "step":
+            return f"step {step}"
+        return f"epoch {epochs}{f' and {rest} steps' if rest else ''} (step {step})"
+
+    def folder(self, step: int) -> str:
+        """The name of a folder for the figures of that state."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return f"step-{step}" if rest or self.unit == "step" else f"epoch-{epochs}"
+
+
+class Pace:
+    """How many steps a call takes, so that it lasts about a second; nothing that is computed depends on it."""
+
+    def __init__(self) -> None:
+        self._steps = 8
+
+    def end(self, start: int, stop: int) -> int:
+        """Where a call that starts at ``start`` is to end; a small rest is taken along."""
+        end = start + self._steps
+        return stop if stop - end < self._steps // 2 else end
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Learns from a call. Slowly upwards: the first calls are short, or spent on compilation."""
+        self._steps = max(1, min(8 * self._steps, int(steps * SECONDS / max(seconds, 1e-9))))

@@ -1,0 +1,157 @@
+"""Files that are whole or not there, and on the disk before anything counts on them."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_UNFINISHED = ".unfinished-"
+
+
+class RunError(Exception):
+    """A run that cannot go on, through no mistake in its flags; the message is one line."""
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's contents, or a folder's list of names, would survive the machine."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """The same for all that is in a folder, the folder's own name among its parent's too."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        sync(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and renames it to ``path`` at the end: whole or not at all.
+
+    Nobody else may be writing into the folder.
+
+    Raises:
+        RunError: the file could not be written (no space, no permission ...); what was at ``path`` is still there.
+    """
+    temporary = path.with_name(_UNFINISHED + path.name)
+    with _told(path):
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes the temporary files of a process that was killed; nobody may be writing into ``folder``."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes strict JSON; numbers that are not finite become null."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or ``None`` if there is no such file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+def append_json_line(path: Path, content: dict[str, Any]) -> None:
+    """Appends one strict JSON object as a line, and returns when it is on the disk.
+
+    Raises:
+        RunError: it could not be written; part of it may have been.
+    """
+    new = not path.exists()
+    with _told(path):
+        with path.open("a") as file:
+            file.write(json.dumps(finite(content), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(path.parent)
+
+
+def read_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first ``count`` lines of a file of JSON objects.
+
+    Raises:
+        RunError: there are fewer, or one is damaged.
+    """
+    return [json.loads(line) for line in _whole_lines(path, count)]
+
+
+def cut_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """Cuts the file after its first ``count`` lines, and returns them.
+
+    Raises:
+        RunError: there are fewer, or one is damaged; or the file cannot be written.
+    """
+    size = sum(map(len, _whole_lines(path, count)))
+    if path.exists() and path.stat().st_size > size:
+        with _told(path), path.open("r+b") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+    return read_json_lines(path, count)
+
+
+def _whole_lines(path: Path, count: int) -> list[bytes]:
+    try:
+        raw = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    lines = raw.splitlines(keepends=True)[:count]
+    whole = next((number for number, line in enumerate(lines) if not _is_object(line)), len(lines))
+    if whole < count:
+        raise RunError(
+            f"{path}: line {whole + 1} of the {count} up to the checkpoint is missing or damaged; what is lost is only "
+            "the history of the losses: put the file back, or write {} in place of each line that is lost"
+        )
+    return lines
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def finite(content: Any) -> Any:
+    """The same with ``None`` for numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    return content

@@ -1,0 +1,302 @@
+"""The training loop of a run that can be stopped anywhere: it owns compilation, signals, metrics and checkpoints.
+
+Training is :func:`planar_vae_jax.training.train_steps`, compiled once, in calls of about a second. Between calls a
+signal is answered and the losses are looked at, between epochs metrics and checkpoints are written. A checkpoint holds
+all that the rest follows from, so a run that was stopped and goes on is the run in one go, bit for bit but for its
+seconds. All that runs differ in is an argument of what is compiled: another seed compiles nothing.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from planar_vae_jax import training
+from planar_vae_jax.runs import compiled, leaves, signals
+from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
+from planar_vae_jax.runs.config import UsageError
+from planar_vae_jax.runs.console import Progress, warn
+from planar_vae_jax.runs.epochs import Epochs, Pace
+from planar_vae_jax.runs.files import (
+    RunError,
+    append_json_line,
+    cut_json_lines,
+    finite,
+    read_json_lines,
+    replacing,
+    write_json,
+)
+from planar_vae_jax.runs.folder import RunFolder
+
+Report = Callable[[Any], dict[str, float | None]]
+
+
+class Fitted(NamedTuple):
+    """The end of a training, or a checkpoint of it."""
+
+    params: Any
+    state: training.TrainState | None  # None with --eval_only, which reads the parameters alone
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+
+
+@dataclass
+class Done:
+    """How far a run is; what its checkpoint holds beside its arrays."""
+
+    epoch: int = 0  # epochs done, and so many lines of metrics
+    position: int = 0  # steps done of the next
+    epoch_seconds: float = 0.0  # spent on it
+    seconds: float = 0.0  # spent on the run
+
+
+def fit(
+    run: RunFolder,
+    loss: training.Loss,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    key: jax.Array,
+    *,
+    steps: int,
+    steps_per_epoch: int,
+    data: Any = None,
+    batch_size: int | None = None,
+    report: Report = lambda params: {},
+    score: str | None = None,
+    show: Sequence[str] = (),
+    unit: str = "epoch",
+) -> Fitted:
+    """Trains to the end, from the run's newest whole checkpoint if it has one; with ``--eval_only`` reads one.
+
+    Line k of ``metrics.jsonl`` holds ``unit`` (its number, or the steps done), the means over the epoch's steps of the
+    figures that the loss returns, ``gradient_norm``, ``report(params)`` and ``seconds``; the first line also
+    ``first_NAME`` of each figure at the first step, and of ``report`` of the initial parameters.
+
+    Args:
+        run: where everything is written, and what its flags say of checkpoints.
+        loss: (params, batch, key, step) -> (value to minimise [], {name: figure []}); it must close over no array.
+        optimizer: an optax optimiser.
+        params: before the first step.
+        key: everything random in the training follows from it.
+        steps: of the whole run.
+        steps_per_epoch: between lines of metrics; the last epoch may be shorter.
+        data: a pytree of arrays ``[N, ...]``, shuffled anew in each epoch; ``None``: the loss is given no batch.
+        batch_size: examples a step; needed with data.
+        report: parameters -> more figures, after each epoch.
+        score: the entry of a line whose lowest value makes the best checkpoint; ``None``: none is.
+        show: entries of a line to show while learning.
+        unit: "epoch" or "step": what people count in.
+
+    Returns:
+        The final parameters and state, and all lines.
+
+    Raises:
+        ValueError: an epoch is to take more examples than there are.
+        UsageError: more steps are done than the run is to have; no checkpoint to evaluate.
+        RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
+        CheckpointError: there are checkpoints but none is whole, or one cannot be written.
+        signals.Stopped: by a signal; all is saved.
+    """
+    epochs = Epochs(steps, steps_per_epoch, unit)
+    size = None if data is None else len(jax.tree.leaves(data)[0])
+    if size is not None and not 1 <= steps_per_epoch * (batch_size or size + 1) <= size:
+        raise ValueError(
+            f"an epoch takes each of the {size} examples of data at most once; got steps_per_epoch={steps_per_epoch} "
+            f"of batch_size={batch_size}"
+        )
+    if run.eval_only:
+        return _load(run, epochs, params, score)
+    with Checkpoints(
+        run.workdir / "checkpoints", keep=run.config.keep, tell=warn, check=_check_finite, name=epochs.name
+    ) as checkpoints:
+        loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints)
+        loop.begin_or_go_on()
+        with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
+            while loop.done.epoch < epochs.number:
+                loop.train_epoch()
+                line = loop.end_epoch(report, score)
+                progress.update(
+                    line[unit], {name: line.get(name) for name in (*show, *(f"{name}_se" for name in show))}
+                )
+                loop.stop_if_asked()
+            checkpoints.wait()
+        loop.stop_if_asked()
+    return Fitted(loop.state.params, loop.state, loop.lines)
+
+
+class _Loop:
+    """A training under way."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        epochs: Epochs,
+        loss: training.Loss,
+        optimizer: optax.GradientTransformation,
+        params: Any,
+        key: jax.Array,
+        data: Any,
+        sizes: tuple[int | None, int | None],
+        checkpoints: Checkpoints,
+    ):
+        self.run, self.epochs, self.checkpoints = run, epochs, checkpoints
+        self.done = Done()
+        self.lines: list[dict[str, Any]] = []
+        self.saved: int | None = None  # the newest checkpoint's step
+        self.initial, self.key = params, key
+        self.state = training.init_state(params, optimizer)
+        self.data = jax.tree.map(jnp.asarray, data)
+        self.metrics = run.workdir / "metrics.jsonl"
+        self.pace = Pace()
+        self._begin = functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch)
+        self._steps = functools.partial(compiled.train_steps, loss, optimizer)
+        self.order, self.steps_key = self._begin(key, 0)
+        batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
+        self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
+        self.info = self.empty
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    def begin_or_go_on(self) -> None:
+        """From the newest whole checkpoint, if there is one; the lines of metrics after it are cut off."""
+        found = self.checkpoints.restore({"state": self.state, "info": self.info, "key": self.key})
+        if found is not None:
+            self.state, self.info, self.key = (found.tree[name] for name in ("state", "info", "key"))
+            self.done = Done(**{name: found.meta[name] for name in vars(self.done)})  # it may hold more
+            self.saved = found.step
+        if self.step > self.epochs.steps:
+            asked = f"--{self.epochs.unit}s={self.epochs.done(self.epochs.number)}"
+            raise UsageError(
+                f"{asked} is less than the run in {self.run.workdir} has done, {self.epochs.name(self.step)}; name "
+                "another --workdir, or draw the figures of this one by --eval_only"
+            )
+        self.lines = cut_json_lines(self.metrics, self.done.epoch)
+        self.checkpoints.begin_to_write()
+        self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
+
+    def train_epoch(self) -> None:
+        """The steps of the epoch that is next, or what is left of them."""
+        self.order, self.steps_key = self._begin(self.key, self.done.epoch)
+        self.info = self.info if self.done.position else self.empty
+        stop = self.epochs.length(self.done.epoch)
+        while self.done.position < stop:
+            self.stop_if_asked()
+            self._train(self.done.position, self.pace.end(self.done.position, stop))
+
+    def _train(self, start: int, stop: int) -> None:
+        """One call of what is compiled; where a step is not finite, it is made again without that step."""
+        began, before = time.perf_counter(), self.state
+        rest = (self.data, self.order, self.steps_key, start)
+        self.state, self.info = self._steps(before, self.info, *rest, stop)
+        bad = compiled.first_bad(self.info, start, stop)  # waits for the device
+        seconds = time.perf_counter() - began
+        self.pace.took(stop - start, seconds)
+        self.done.epoch_seconds += seconds
+        self.done.position = stop if bad is None else bad
+        if bad is not None:
+            self.state, _ = self._steps(before, self.info, *rest, bad)
+            raise self.failure(bad)
+
+    def end_epoch(self, report: Report, score: str | None) -> dict[str, Any]:
+        """Writes the line of metrics, then a checkpoint if one is due; returns the line."""
+        done = self.done
+        figures = {**self.info.figures, "gradient_norm": self.info.gradient_norm}
+        steps = {name: np.asarray(values, np.float64)[: done.position] for name, values in figures.items()}
+        line = {name: np.mean(values) for name, values in steps.items()} | report(self.state.params)
+        if done.epoch == 0:
+            first = {name: steps[name][0] for name in self.info.figures} | report(self.initial)
+            line |= {f"first_{name}": value for name, value in first.items()}
+        number = {self.epochs.unit: self.epochs.done(done.epoch + 1)}
+        numbers = {name: None if value is None else float(value) for name, value in line.items()}
+        whole = finite({**number, **numbers, "seconds": done.epoch_seconds})
+        append_json_line(self.metrics, whole)
+        self.lines.append(whole)
+        self.done = Done(done.epoch + 1, seconds=done.seconds)
+        if self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number:
+            self.save(None if score is None else whole[score])
+        return whole
+
+    def save(self, score: float | None = None) -> None:
+        """Begins to save, unless this step is saved."""
+        if self.step == self.saved:
+            return
+        if not compiled.all_finite(self.state):
+            raise self.failure(None)
+        self.done.seconds = self.run.seconds()
+        tree = {"state": self.state, "info": self.info, "key": self.key}
+        self.checkpoints.save(self.step, tree, asdict(self.done), score=score)
+        self.saved = self.step
+
+    def stop_if_asked(self) -> None:
+        """Saves and raises, if a signal has asked to stop."""
+        number = signals.requested()
+        if number is not None:
+            self.save()
+            self.checkpoints.wait()
+            raise signals.Stopped(number, f"after {self.epochs.name(self.step)}")
+
+    def failure(self, position: int | None) -> RunError:
+        """Writes ``failed/``; returns what is to be raised.
+
+        Args:
+            position: of the step that failed, in its epoch; the state is the one before it. ``None``: the state holds
+                a parameter that is not finite.
+        """
+        name, folder = self.epochs.name, self.run.workdir / "failed"
+        arrays: dict[str, Any] = {"state": self.state, "steps_key": jax.random.key_data(self.steps_key)}
+        facts: dict[str, Any] = {"step": self.step + 1}
+        if position is None:
+            what, before = f"a parameter is not finite after {name(self.step)}", ""
+        else:
+            arrays["batch"], before = compiled.take_batch(self.data, self.order, position), " before that step"
+            facts |= {"loss": str(self.info.loss[position]), "gradient_norm": str(self.info.gradient_norm[position])}
+            which = "gradient" if np.isfinite(self.info.loss[position]) else "loss"
+            where = f"step {position + 1} of epoch {self.done.epoch + 1}, " if self.epochs.unit == "epoch" else ""
+            what = f"the {which} of {where}step {self.step + 1} of the run, is not finite"
+        folder.mkdir(exist_ok=True)
+        with replacing(folder / "state.npz") as temporary:
+            np.savez(temporary, **leaves.plain(arrays))  # type: ignore[arg-type]
+        self.checkpoints.wait()
+        good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint: {name(self.saved)}"
+        write_json(folder / "failure.json", {"what": what, **facts, "last_good_checkpoint": self.saved})
+        return RunError(
+            f"{what}; {good}; {folder} holds the state{before}; a lower --learning_rate or --clip_norm=1 may help, "
+            "with --overwrite"
+        )
+
+
+def _check_finite(tree: Any) -> None:
+    """Training refuses to save such a state, but a fault of the memory may have made one."""
+    if not compiled.all_finite(tree["state"]):
+        raise ValueError("not every parameter is finite")
+
+
+def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fitted:
+    """The checkpoint that the flags name, with the run's folder set for its figures."""
+    which, workdir = run.config.checkpoint, run.workdir
+    if which == "best" and score is None:
+        raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
+    try:
+        found = read_checkpoint(workdir / "checkpoints", which, tell=warn)
+    except NoCheckpointError:
+        raise UsageError(
+            f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"
+        ) from None
+    done = found.meta.get("epoch", found.meta.get("unit", 0))  # "unit": version 0.1
+    if done == 0:
+        raise UsageError(f"--eval_only needs a whole epoch; {workdir} is at step {found.step} of its first")
+    try:
+        params = leaves.fill(found.leaves, params, "['state'].params")
+    except ValueError as error:
+        path = workdir / "checkpoints" / str(found.step)
+        raise CheckpointError(f"checkpoint {path} is of another model: {error}") from None
+    lines = read_json_lines(workdir / "metrics.jsonl", done)
+    run.evaluate_into(epochs.folder(found.step), found.step == epochs.steps, found.meta["seconds"])
+    return Fitted(params, None, lines)

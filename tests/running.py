@@ -1,0 +1,122 @@
+"""Toy runs in this process, stopped, killed and compared; see toy.py."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import toy
+
+from planar_vae_jax.runs import fit, signals
+
+
+class OneStep(fit.Pace):
+    """So that a run can be stopped after each of its few steps."""
+
+    def end(self, start, stop):
+        return start + 1
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+@contextlib.contextmanager
+def stopped_after(answers):
+    """SIGTERM comes after so many times that a run has asked for it."""
+    asked = 0
+
+    def requested():
+        nonlocal asked
+        asked += 1
+        return signal.SIGTERM if asked > answers else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signals, "requested", requested)
+        yield
+
+
+def stop(workdir, answers, *flags):
+    """A toy run that is stopped by a signal; the message."""
+    with stopped_after(answers), pytest.raises(signals.Stopped) as stopped:
+        start(workdir, *flags)
+    assert stopped.value.number == signal.SIGTERM
+    return str(stopped.value)
+
+
+def start(workdir, *flags):
+    toy.main([f"--workdir={workdir}", *flags])
+
+
+# What a run does to the disk by itself; Orbax's threads go on, as the disk does.
+CALLS = ("replace", "rename", "fsync", "unlink", "truncate", "mkdir")
+
+
+class Disk:
+    """Counts the calls of this thread that change the disk; at one of them the process is "killed"."""
+
+    def __init__(self, patch, kill_at=None, after=False):
+        self.calls, self.kill_at, self.after = [], kill_at, after
+        self.thread, self.dead = threading.get_ident(), False
+        for name in CALLS:
+            patch.setattr(os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name, call):
+        def counted(*args, **kwargs):
+            if threading.get_ident() != self.thread:
+                return call(*args, **kwargs)
+            now = len(self.calls) == self.kill_at
+            self.calls.append(name)
+            if self.dead or (now and not self.after):
+                self._die()
+            value = call(*args, **kwargs)
+            if now:
+                self._die()
+            return value
+
+        return counted
+
+    def _die(self):
+        self.dead = True
+        raise Killed
+
+
+def timeless(content):
+    return {key: value for key, value in content.items() if not key.startswith("seconds")}
+
+
+def steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def result(workdir):
+    """All that a run leaves, but for its seconds and where it stands."""
+    last = workdir / "checkpoints" / str(steps(workdir)[-1])
+    content = json.loads((last / "meta" / "metadata").read_text())["content"]
+    assert not list(workdir.rglob("*unfinished*"))
+    assert not list(workdir.rglob("*checkpoint-tmp*"))
+    assert not list(workdir.rglob(".trash"))
+    return {
+        "summary": timeless(json.loads((workdir / "summary.json").read_text())),
+        "metrics": [timeless(json.loads(line)) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
+        "step": last.name,
+        "arrays": (content["crc32"], content["leaves"], content["score"]),
+    }
+
+
+def contents(folder: Path):
+    """Every file, but for the lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def flip(path, at=0.5):
+    raw = bytearray(path.read_bytes())
+    raw[int(at * (len(raw) - 1))] ^= 16
+    path.write_bytes(raw)

@@ -1,0 +1,122 @@
+"""Figures of test images: one key an image, so they stand whatever else is in the batch or in the run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from planar_vae_jax import evaluation
+from planar_vae_jax.models import VAE
+
+SHAPE = (5, 4)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (23, *SHAPE), np.uint8)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["shared", "amortized"])
+def model(request):
+    vae = VAE(SHAPE, latent=2, hidden=8, flow_length=3, amortized=request.param)
+    return vae, vae.init(jax.random.key(0))
+
+
+def fixed(images, index=None, split="test", binarization="dynamic"):
+    return evaluation.fixed_images(images, np.arange(len(images)) if index is None else index, split, binarization)
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "static"])
+def test_an_images_binarisation_follows_from_its_index_alone(images, binarization):
+    whole = fixed(images, binarization=binarization)
+    assert set(np.unique(whole.pixels)) == {0, 255}
+    rows = np.array([3, 20, 7])
+    part = fixed(images[rows], rows, binarization=binarization)
+    np.testing.assert_array_equal(part.pixels, whole.pixels[rows])
+    np.testing.assert_array_equal(jax.random.key_data(part.keys), jax.random.key_data(whole.keys[rows]))
+
+
+def test_train_validation_and_test_images_are_drawn_apart(images):
+    drawn = [np.asarray(fixed(images, split=split).pixels) for split in ("train", "valid", "test")]
+    for number, one in enumerate(drawn):
+        for other in drawn[:number]:
+            assert np.mean(one != other) > 0.1
+
+
+def test_grey_levels_stay_and_thresholds_are_thresholds(images):
+    np.testing.assert_array_equal(fixed(images, binarization="none").pixels, images)
+    np.testing.assert_array_equal(fixed(images, binarization="threshold").pixels, 255 * (images >= 128))
+
+
+def test_the_number_of_importance_samples_changes_no_other_figure(model, images):
+    vae, params = model
+    few, more = (evaluation.evaluate(vae, params, fixed(images), nll_samples=samples) for samples in (3, 300))
+    for name in ("free_energy", "reconstruction", "kl", "squared_error"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(more, name))
+    assert np.all(few.nll != more.nll)
+    assert np.mean(more.nll) < np.mean(few.nll)
+    assert np.all((more.effective_sample_size >= 1) & (more.effective_sample_size <= 300))
+
+
+def test_figures_do_not_depend_on_batches(model, images, monkeypatch):
+    vae, params = model
+    functions = (evaluation._fixed_images, evaluation.free_energy_terms, evaluation.marginal_likelihood)
+    whole = evaluation.evaluate(vae, params, fixed(images), nll_samples=150)
+    monkeypatch.setattr(evaluation, "BATCH", 4)
+    monkeypatch.setattr(evaluation, "DECODED", 300)
+    for function in functions:
+        function.clear_cache()  # the batch sizes are constants of what was compiled
+    parts = evaluation.evaluate(vae, params, fixed(images), nll_samples=150)
+    for function in functions:
+        function.clear_cache()
+    for mine, theirs in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5)
+
+
+def test_figures_do_not_depend_on_the_generator_of_the_training(model, images):
+    vae, params = model
+    before = evaluation.evaluate(vae, params, fixed(images), nll_samples=3)
+    with jax.default_prng_impl("rbg"):
+        after = evaluation.evaluate(vae, params, fixed(images), nll_samples=3)
+    for mine, theirs in zip(after, before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_second_run_of_the_same_shapes_compiles_nothing(model, images):
+    vae, params = model
+    functions = (
+        evaluation.free_energy_terms,
+        evaluation.marginal_likelihood,
+        evaluation.reconstruct,
+        evaluation.sample_prior,
+    )
+
+    def everything(params):
+        drawn = fixed(images)
+        evaluation.evaluate(vae, params, drawn, nll_samples=5)
+        evaluation.reconstruct(vae, params, drawn.pixels)
+        evaluation.sample_prior(vae, params, jax.random.key(0), 4)
+        return [function._cache_size() for function in functions]
+
+    first = everything(params)
+    same = VAE(SHAPE, latent=2, hidden=8, flow_length=3, amortized=vae.amortized)
+    assert everything(same.init(jax.random.key(1))) == first
+
+
+def test_means_have_their_standard_errors():
+    rng = np.random.default_rng(0)
+    figures = evaluation.Figures(*rng.normal(5.0, 2.0, (6, 400)))
+    found = evaluation.means(figures)
+    assert found["nll"] == pytest.approx(np.mean(figures.nll))
+    assert found["nll_se"] == pytest.approx(np.std(figures.nll, ddof=1) / 20)
+    assert set(found) == {*figures._fields, *(f"{name}_se" for name in figures._fields)}
+
+
+def test_reconstructions_and_samples_are_pictures(model, images):
+    vae, params = model
+    for pictures in (
+        evaluation.reconstruct(vae, params, fixed(images).pixels),
+        evaluation.sample_prior(vae, params, jax.random.key(0), 23),
+    ):
+        assert pictures.shape == images.shape
+        assert jnp.all((pictures >= 0) & (pictures <= 1))

@@ -1,0 +1,138 @@
+"""A trained model opened by load_run: what it computes, what it refuses, and that it leaves the folder alone."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import mnist
+from planar_vae_jax import evaluation, load_run, objectives
+from planar_vae_jax.runs.checkpoints import CheckpointError
+
+FLAGS = ("--epochs=3", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (40, 5, 4), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def workdir(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("load")
+    np.savez(folder / "images.npz", x_train=images, x_test=images[:7])
+    with jax.numpy_dtype_promotion("standard"):
+        mnist.main([*FLAGS, f"--dataset={folder / 'images.npz'}", "--validation=10", f"--workdir={folder / 'run'}"])
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return load_run(workdir)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_its_config_and_parameters_are_the_runs(run, workdir):
+    assert run.config["flows"] == 2
+    assert run.config["epochs"] == 3
+    assert run.step == 3 * (30 // 16)
+    assert run.params["encode"]["hidden"]["kernel"].shape == (20, 8)
+
+
+def test_its_figures_are_those_of_the_summary(run, workdir, images):
+    test = evaluation.fixed_images(images[:7], np.arange(7), "test", "dynamic")
+    found = evaluation.means(evaluation.evaluate(run.vae, run.params, test, nll_samples=4))
+    assert found == json.loads((workdir / "summary.json").read_text())["test"]
+
+
+def test_its_functions_are_the_models_own(run, images):
+    key, x = jax.random.key(1), np.where(images > 128, np.uint8(255), np.uint8(0))  # nothing is left to draw
+    model = run.vae.bind(run.params)
+    z = run.encode(x, key)
+    assert z.shape == (40, 2)
+    np.testing.assert_allclose(run.decode(z), jax.nn.sigmoid(model.decode(z)), rtol=1e-5)
+    posterior = model.encode(jnp.float32(x / 255.0))
+    mean, _, _ = posterior.transform(jnp.zeros((40, 2)))
+    np.testing.assert_allclose(run.reconstruct(x), jax.nn.sigmoid(model.decode(mean)), rtol=1e-5)
+    distance = (z - mean) / np.std(z - mean)
+    assert 0.05 < np.mean(np.abs(distance)) < 2.0
+    energies = [run.free_energy(x, jax.random.key(seed)) for seed in range(300)]
+    terms = [objectives.free_energy(model, jnp.float32(x / 255.0), jax.random.key(seed)) for seed in range(300)]
+    mine, theirs = np.mean(energies, axis=0), np.mean([one.free_energy for one in terms], axis=0)
+    assert np.all(np.abs(mine - theirs) < 6 * np.std(energies, axis=0) * np.sqrt(2 / 300))
+    assert np.all(run.nll(x, key, samples=1000) < mine)
+    assert run.sample(key, 9).shape == (9, 5, 4)
+
+
+def test_images_are_binarised_as_in_training_whatever_their_type(run, images):
+    key = jax.random.key(0)
+    whole = run.free_energy(images, key)
+    np.testing.assert_array_equal(whole, run.free_energy(images / 255.0, key))
+    np.testing.assert_array_equal(whole, run.free_energy(jnp.asarray(images), key))
+    assert not np.array_equal(whole, run.free_energy(images, jax.random.key(1)))
+    assert not np.array_equal(whole, run.free_energy(np.where(images > 128, np.uint8(255), np.uint8(0)), key))
+
+
+def test_empty_batches_are_empty(run):
+    assert run.encode(np.zeros((0, 5, 4), np.uint8), jax.random.key(0)).shape == (0, 2)
+    assert run.free_energy(np.zeros((0, 5, 4), np.uint8), jax.random.key(0)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (np.zeros((3, 28, 28), np.uint8), ["[N, 5, 4]", "[3, 28, 28]"]),
+        (np.zeros((5, 4), np.uint8), ["[N, 5, 4]", "[5, 4]"]),
+        (np.zeros((3, 5, 4), np.int64), ["uint8", "int64"]),
+        (np.full((3, 5, 4), 7.0), ["0 to 1", "7"]),
+        (np.full((3, 5, 4), np.nan), ["0 to 1", "nan"]),
+    ],
+)
+def test_other_images_are_refused(run, bad, words):
+    for function in (run.reconstruct, lambda images: run.free_energy(images, jax.random.key(0))):
+        with pytest.raises(ValueError, match="images") as caught:
+            function(bad)
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_codes_of_another_size_are_refused(run):
+    with pytest.raises(ValueError, match=r"z must be \[N, 2\].*\[4, 3\]"):
+        run.decode(np.zeros((4, 3), np.float32))
+
+
+def test_opening_reads_only(workdir):
+    before = contents(workdir)
+    for checkpoint in ("latest", "best"):
+        load_run(workdir, checkpoint)
+    assert contents(workdir) == before
+
+
+def test_the_best_is_the_one_with_the_lowest_validation_loss(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    best = int(np.argmin([line["validation_loss"] for line in lines])) + 1
+    assert load_run(workdir, "best").step == best * (30 // 16)
+
+
+def test_what_is_no_such_run_is_told(workdir, tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_run(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint must be"):
+        load_run(workdir, "newest")
+    other = shutil.copytree(workdir, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "experiment": "density"}))
+    with pytest.raises(ValueError, match=r"experiments\.density"):
+        load_run(other)
+    (other / "config.json").write_text(json.dumps({**config, "flags": {**config["flags"], "hidden": 9}}))
+    with pytest.raises(ValueError, match=r"another model.*\[9\]"):
+        load_run(other)
+    shutil.rmtree(other / "checkpoints")
+    with pytest.raises((ValueError, CheckpointError), match="no checkpoint"):
+        load_run(other)

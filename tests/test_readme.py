@@ -1,0 +1,78 @@
+"""What README and docs show runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import mnist
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+README = blocks("README.md")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A place with the run of README's first command, but on a few images and with tiny sizes."""
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    np.savez("images.npz", x_train=images, x_test=images[:5])
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def as_a_user_has_it():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("block", README, ids=[str(number) for number in range(len(README))])
+def test_every_program_of_the_readme_runs(folder, block):
+    if "load_run(" in block:
+        tiny = ["--epochs=1", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=2", "--dataset=images.npz"]
+        mnist.main(["--flows=5", *tiny, "--workdir=runs/mnist-flows=5-seed=0"])
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    for name, shape in {"samples": (64, 28, 28), "pictures": (8, 28, 28), "nats": (8,), "zK": (1000, 2)}.items():
+        assert np.shape(names.get(name, np.zeros(shape))) == shape
+    if "info" in names:  # what was trained has learned
+        losses = np.asarray(names["info"].loss)
+        assert losses[-1].mean() < losses[0].mean()
+
+
+def test_the_readme_shows_a_vae_a_density_the_map_and_a_trained_model():
+    assert len(README) == 4
+    vae, density = (
+        [line for line in block.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+        for block in README[:2]
+    )
+    assert len(vae) <= 20
+    assert len(density) <= 15
+
+
+def test_the_experiment_of_ones_own_runs_and_goes_on(folder):
+    (program,) = blocks("docs/experiment.md")
+    assert len(program.splitlines()) <= 65
+    names = {"__name__": "beta_vae", "__doc__": "A beta-VAE."}
+    exec(compile(program, "beta_vae.py", "exec"), names)
+    for epochs in (1, 2):
+        names["main"](["--dataset=images.npz", f"--epochs={epochs}", "--workdir=run"])
+    assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (folder / "run" / "samples.png").exists()
+
+
+def test_importing_the_package_stays_light():
+    heavy = ("flax", "optax", "orbax", "matplotlib", "absl", "tensorflow_datasets", "tqdm")
+    program = f"import sys, planar_vae_jax; print([name for name in {heavy!r} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,99 @@
+"""A toy run: least squares over a few examples, or without data; a tenth of a second.
+
+python -m tests.toy --workdir=DIR
+"""
+
+import functools
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from planar_vae_jax.runs.config import RunFlags, flag, parse_run
+from planar_vae_jax.runs.console import run_main
+from planar_vae_jax.runs.fit import Fitted, fit
+from planar_vae_jax.runs.folder import open_run
+
+EXAMPLES, BATCH, STEPS = 23, 5, 4  # steps of an epoch: 23 // 5
+
+
+@dataclass(frozen=True)
+class Config(RunFlags):
+    """Flags of a toy run."""
+
+    epochs: int = flag(3, "passes over the examples", at_least=1, resumable=True)
+    seed: int = flag(0, "everything random follows from it", at_least=0, named=True)
+    rate: float = flag(0.1, "of gradient descent with momentum", above=0.0)
+    classes: tuple[int, ...] | None = flag(None, "nothing")
+    samples: int = flag(4, "of the evaluation", at_least=1, evaluation=True)
+    bomb: int = flag(-1, "the step whose loss is NaN", resumable=True)
+    data: str = flag("examples", "examples, or none", choices=("examples", "none"))
+    pause: float = flag(0.0, "seconds that each report takes", at_least=0.0, resumable=True)
+    other: bool = flag(False, "other examples", resumable=True)
+
+
+def examples(seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(EXAMPLES, 3)).astype(np.float32)
+    return {"x": x, "y": x.sum(1)}
+
+
+@functools.cache  # one object for each bomb: what is compiled for it is compiled once
+def make_loss(bomb: int):
+    return functools.partial(loss, bomb=bomb)
+
+
+@functools.cache
+def make_optimizer(rate: float) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum=0.9)
+
+
+def loss(params, batch, key, step, *, bomb):
+    """Squared error with noise on the parameters, so that keys matter."""
+    noise = 0.01 * jax.random.normal(key, params["w"].shape)
+    x = jax.random.normal(jax.random.fold_in(key, 1), (BATCH, 3)) if batch is None else batch["x"]
+    y = jnp.sum(x, axis=1) if batch is None else batch["y"]
+    value = jnp.mean(jnp.square(x @ (params["w"] + noise) + params["b"] - y))
+    return jnp.where(step == bomb, jnp.nan, value), {"loss": value, "noise": jnp.sum(noise)}
+
+
+def report(params) -> dict[str, float | None]:
+    return {"distance": float(jnp.sum(jnp.square(params["w"] - 1.0))), "nothing": None}
+
+
+def train(config: Config, run) -> Fitted:
+    """The toy's call of ``fit``."""
+    data = None if config.data == "none" else examples(int(config.other))
+    return fit(
+        run,
+        make_loss(config.bomb),
+        make_optimizer(config.rate),
+        {"w": jnp.zeros(3), "b": jnp.zeros(())},
+        jax.random.key(config.seed),
+        steps=STEPS * config.epochs if data else 4 * config.epochs - 2,
+        steps_per_epoch=STEPS,
+        data=data,
+        batch_size=BATCH if data else None,
+        report=lambda params: (time.sleep(config.pause), report(params))[1],
+        score="distance",
+        show=("loss", "distance"),
+        unit="epoch" if data else "step",
+    )
+
+
+def main(argv: list[str]) -> None:
+    config = parse_run(Config, argv, __doc__, "toy")
+    identity = {"name": "examples", "source": "here", "crc32": int(config.other)} if config.data == "examples" else None
+    with open_run(config, "toy", identity) as run:
+        if run.finished:
+            return
+        fitted = train(config, run)
+        final = {name: np.asarray(value).tolist() for name, value in fitted.params.items()}
+        run.finish({"epochs": len(fitted.lines), "samples": config.samples, **final, "seconds": run.seconds()})
+
+
+if __name__ == "__main__":
+    run_main(main)
