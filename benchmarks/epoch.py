@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.flags import UsageError, flag, parse
+from experiments.runs import Run, run_main
 from matplotlib.figure import Figure
 
 from benchmarks.peers import require_agreement
@@ -32,8 +34,6 @@ from benchmarks.report import Goal, goals_json, load, machine, print_goals, prin
 from benchmarks.timing import Contestant, interleave, spread
 from benchmarks.torch_models import Unavailable, import_module, synchronize, torch_device, vae
 from experiments import mnist
-from experiments.flags import UsageError, flag, parse
-from experiments.runs import Run, run_main
 from planar_vae_jax import objectives, training
 from planar_vae_jax.binarization import binarize
 

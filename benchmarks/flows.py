@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from experiments.flags import UsageError, flag, parse
+from experiments.runs import Run, run_main
 from matplotlib.figure import Figure
 
 from benchmarks import peers
 from benchmarks.peers import PEERS, Peer, Problem, Result, Unavailable, require_agreement
 from benchmarks.report import Goal, goals_json, load, machine, print_goals, print_machine, ratio
 from benchmarks.timing import Contestant, interleave, spread
-from experiments.flags import UsageError, flag, parse
-from experiments.runs import Run, run_main
 
 CASES = "1024x2x32,128x40x16,128x40x80,512x64x32,128x784x128"
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from planar_vae_jax.flows import SHIFT, Planar, planar_flow
 
 from benchmarks.torch_models import (
     Unavailable,
@@ -31,7 +32,6 @@ from benchmarks.torch_models import (
     synchronize,
     torch_device,
 )
-from planar_vae_jax.flows import SHIFT, Planar, planar_flow
 
 # Of the largest value, of each result. Float32 with K = 128 layers gives 1e-5.
 TOLERANCE = 1e-4

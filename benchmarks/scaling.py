@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.flags import UsageError, flag, parse
+from experiments.runs import Run, run_main
 from matplotlib.figure import Figure
+from planar_vae_jax.flows import init_planar, planar_flow
 
 from benchmarks.flows import milliseconds
 from benchmarks.report import Goal, goals_json, load, machine, print_goals, print_machine, ratio
 from benchmarks.timing import Contestant, interleave
-from experiments.flags import UsageError, flag, parse
-from experiments.runs import Run, run_main
-from planar_vae_jax.flows import init_planar, planar_flow
 
 METHODS = ("scan", "gram")
 AXES = {"flow_length": "K", "dim": "D", "batch_size": "B"}

@@ -71,6 +71,12 @@ def unpack(leaves: dict[str, Any], like: Any) -> Any:
     return jax.tree_util.tree_map_with_path(take, like)
 
 
+def fill_params(leaves: dict[str, Any], like: Any) -> Any:
+    """The parameters that a run's figures are of, as a tree like ``like``; see :func:`fill`."""
+    evaluated = any(name.startswith("['evaluated']") for name in leaves)  # version 0.1 had the state alone
+    return fill(leaves, like, "['evaluated']" if evaluated else "['state'].params")
+
+
 def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
     """A tree like ``like`` of the leaves whose names begin with ``prefix``; version 0.1 had other names for some.
 
