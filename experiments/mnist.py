@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from planar_vae_jax import evaluation, objectives, plotting, training
-from planar_vae_jax.binarization import BINARIZATIONS, binarize
+from planar_vae_jax import evaluation, plotting
+from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.data import (
     DATASETS,
     ArgumentError,
@@ -35,6 +34,7 @@ from planar_vae_jax.data import (
 )
 from planar_vae_jax.evaluation import Figures, Images, fixed_images
 from planar_vae_jax.load import default_binarization
+from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
@@ -67,17 +67,17 @@ class Config(RunFlags):
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
     objective: str = flag("elbo", "what is minimised", choices=("elbo", "reconstruction"))
-    binarization: str | None = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
+    binarization: str = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
     hidden: int = flag(400, "width of the hidden layers", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
-    optimizer: str | None = flag(
+    optimizer: str = flag(
         None, "default: schedule_free for elbo, adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
     )
-    learning_rate: float | None = flag(None, f"default: {LEARNING_RATES}", above=0.0, at_most=1e30, default_before=1e-3)
-    warmup_steps: int | None = flag(
+    learning_rate: float = flag(None, f"default: {LEARNING_RATES}", above=0.0, at_most=1e30, default_before=1e-3)
+    warmup_steps: int = flag(
         None,
         "over which the learning rate grows; default: an epoch for schedule_free, 0 for adam",
         at_least=0,
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
             h=config.h,
         )
         init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
-        loss = make_loss(
+        loss = vae_loss(
             vae,
             config.objective,
             binarization,
@@ -239,29 +239,6 @@ def load_images(
         raise UsageError(f"--{error}") from error
     except DataError as error:
         raise UsageError(str(error)) from error
-
-
-def make_loss(
-    vae: VAE, objective: str, binarization: str, *, warmup_steps: int = 0, annealing_steps: int = 0
-) -> training.Loss:
-    """The mean over a batch of images ``[B, H, W]`` uint8 of what is minimised.
-
-    Beside it: ``train_loss``, the same without annealing, with its two terms; ``annealed_loss`` where they differ.
-    """
-    drawn = "none" if binarization == "static" else binarization  # static images are 0 or 255 already
-
-    def loss(params: Any, images: jax.Array, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        binarize_key, noise_key = jax.random.split(key)
-        terms = objectives.free_energy(vae.bind(params), binarize(binarize_key, images, drawn), noise_key)
-        plain = terms.squared_error if objective == "reconstruction" else terms.free_energy
-        figures = {"train_loss": plain, "reconstruction": terms.reconstruction, "kl": terms.kl}
-        if warmup_steps or annealing_steps:
-            temperature = jnp.minimum(1.0, 0.01 + step / annealing_steps) if annealing_steps else 1.0
-            kl_weight = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
-            figures["annealed_loss"] = plain = terms.annealed(temperature, kl_weight)
-        return jnp.mean(plain), {name: jnp.mean(values) for name, values in figures.items()}
-
-    return loss
 
 
 def describe(
