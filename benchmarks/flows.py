@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from experiments.flags import UsageError, flag, parse
-from experiments.runs import Run, run_main
 from matplotlib.figure import Figure
 
 from benchmarks import peers
-from benchmarks.peers import PEERS, Peer, Problem, Result, Unavailable, require_agreement
-from benchmarks.report import Goal, goals_json, load, machine, print_goals, print_machine, ratio
-from benchmarks.timing import Contestant, interleave, spread
+from benchmarks.peers import PEERS, Peer
+from benchmarks.problems import Problem, Result, Unavailable, draw_problem, require_agreement
+from benchmarks.report import Ratios, Results, load, machine, print_machine, print_ratios, ratio
+from benchmarks.timing import Contestant, interleave, milliseconds
+from planar_vae_jax.runs.config import UsageError, flag, parse
+from planar_vae_jax.runs.console import run_main
 
 CASES = "1024x2x32,128x40x16,128x40x80,512x64x32,128x784x128"
 
@@ -30,17 +31,9 @@ OURS: dict[str, Callable[[Problem], Peer]] = {
     "ours": lambda problem: peers.ours(problem, None),
     "ours, scan": lambda problem: peers.ours(problem, "scan"),
     "ours, gram": lambda problem: peers.ours(problem, "gram"),
+    "ours, vmap": peers.ours_under_vmap,
 }
 PRODUCTS = "products alone"
-# What to reach in these cases: FlowJAX / ours if shared; PyTorch / ours shared or not.
-FLOWJAX_GOALS = {
-    "(128, 784, 128)": 16.0,
-    "(512, 64, 32)": 5.0,
-    "(128, 40, 80)": 3.0,
-    "(1024, 2, 32)": 2.0,
-    "(128, 40, 16)": 2.0,
-}
-PYTORCH_GOAL = 18.0
 PYTORCH = ("normflows", "Pyro", "PyTorch layer")  # the packages, and the layer as it is usually written
 NAMES = {name.lower().replace(" ", "-"): name for name in PEERS}
 
@@ -76,7 +69,7 @@ def main(argv: list[str]) -> None:
     """Measures, prints, draws and writes; ``argv`` without the program's name."""
     config = parse(Config, argv, __doc__)
     cases, chosen = parse_cases(config), parse_peers(config.peers)
-    run = Run(config, "bench-flows")
+    results = Results(config, "flows")
     facts = machine()
     print_machine(facts)
     rows: list[dict[str, Any]] = []
@@ -86,18 +79,18 @@ def main(argv: list[str]) -> None:
         rows += case_rows
         left_out += case_left_out
         print_case(case, case_rows, case_left_out)
-        run.log(case=str(case), rows=case_rows, left_out=case_left_out)
-    goals = compare(rows)
-    print_goals(goals)
-    run.save_figure("flows.png", picture(rows, facts["device"]))
-    run.finish(
+    ratios = compare(rows)
+    print_ratios(ratios)
+    results.finish(
         {
             "what": "mean |zK|^2 / 2 - log_det with its gradient by u, w, b and z0, float32; milliseconds a call",
             "machine": {**facts, "load_average_at_end": load()},
             "rows": rows,
             "left_out": left_out,
-            "goals": goals_json(goals),
-        }
+            "ratios": ratios,
+        },
+        "flows.png",
+        picture(rows, facts["device"]),
     )
 
 
@@ -138,7 +131,7 @@ def parse_peers(text: str) -> list[str]:
 def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Builds, checks and times all contestants of one case: their rows, and who was left out and why."""
     sizes = case._asdict()
-    problem = peers.draw_problem(np.random.default_rng(config.seed), **sizes)
+    problem = draw_problem(np.random.default_rng(config.seed), **sizes)
     truth = peers.truth(problem)
     entries: dict[str, Contestant] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -163,7 +156,7 @@ def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[st
 
 
 def checked(build: Callable[[Problem], Peer], problem: Problem, truth: Result) -> tuple[Peer, dict[str, float] | None]:
-    """A contestant that has run once, and its errors (:func:`peers.disagreement`; None if it computes no flow).
+    """A contestant that has run once, and its errors (None if it computes no flow).
 
     Raises:
         Unavailable: if it cannot take part, or its result is not ours.
@@ -196,12 +189,6 @@ def entry(peer: Peer, threads: int | None) -> Contestant:
     return Contestant(peer.run, lambda: peer.torch.set_num_threads(threads))
 
 
-def milliseconds(seconds: list[float]) -> dict[str, Any]:
-    """Median, quartiles and number of calls, for a row."""
-    median, lower, upper, calls = spread(seconds, 1e3)
-    return {"median_ms": median, "lower_quartile_ms": lower, "upper_quartile_ms": upper, "calls": calls}
-
-
 def print_case(case: Case, rows: list[dict[str, Any]], left_out: list[dict[str, str]]) -> None:
     """The table of one case, fastest first."""
     print(f"\n(B, D, K) = {case}")
@@ -218,34 +205,20 @@ def print_case(case: Case, rows: list[dict[str, Any]], left_out: list[dict[str, 
         print(f"{absent['name']:<16} left out: {absent['why']}")
 
 
-def compare(rows: list[dict[str, Any]]) -> list[Goal]:
-    """Ratios of medians, beside their goals where there are any."""
+def compare(rows: list[dict[str, Any]]) -> Ratios:
+    """Ratios of medians: ours by each method, the floor, and the fastest of the peers, each over ours."""
     medians = {(row["case"], row["name"]): row["median_ms"] for row in rows}
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-
-    def over_ours(case: str, *names: str) -> float | None:
-        """The fastest of these over ours."""
-        found = [medians[case, name] for name in names if (case, name) in medians]
-        return ratio(min(found, default=None), medians.get((case, "ours")))
-
-    def pytorch_goal(case: str) -> float | None:
-        return PYTORCH_GOAL if case.rsplit(" ", 1)[0] in FLOWJAX_GOALS else None
-
-    flowjax_goals = {f"{sizes} shared": goal for sizes, goal in FLOWJAX_GOALS.items()}
-    largest = "(128, 784, 128) shared"
-    scan, gram, own, floor = (medians.get((largest, name)) for name in ("ours, scan", "ours, gram", "ours", PRODUCTS))
-    goals = [
-        Goal(f"{largest}: scan / gram", True, 8.0, ratio(scan, gram)),
-        Goal(f"{largest}: ours / {PRODUCTS}", False, 2.0, ratio(own, floor)),
-    ]
-    for case in dict.fromkeys([*flowjax_goals, *cases]):
-        goals.append(Goal(f"{case}: FlowJAX / ours", True, flowjax_goals.get(case), over_ours(case, "FlowJAX")))
-    for case in cases:
-        name = f"{case}: best of {', '.join(PYTORCH)} / ours"
-        goals.append(Goal(name, True, pytorch_goal(case), over_ours(case, *PYTORCH)))
-    for case in cases:
-        goals.append(Goal(f"{case}: PyTorch tuned / ours", True, None, over_ours(case, "PyTorch tuned")))
-    return goals
+    groups = {
+        **{name: (name,) for name in (*list(OURS)[1:], PRODUCTS, "FlowJAX")},
+        f"best of {', '.join(PYTORCH)}": PYTORCH,
+        "PyTorch tuned": ("PyTorch tuned",),
+    }
+    ratios: Ratios = {}
+    for case in dict.fromkeys(row["case"] for row in rows):
+        for label, names in groups.items():
+            found = [medians[case, name] for name in names if (case, name) in medians]
+            ratios[f"{case}: {label} / ours"] = ratio(min(found, default=None), medians.get((case, "ours")))
+    return ratios
 
 
 def picture(rows: list[dict[str, Any]], device: str) -> Figure:
@@ -255,6 +228,7 @@ def picture(rows: list[dict[str, Any]], device: str) -> Figure:
         "ours": {"color": "black", "linewidth": 2.5},
         "ours, scan": {"color": "black", "linestyle": "--"},
         "ours, gram": {"color": "black", "linestyle": ":"},
+        "ours, vmap": {"color": "black", "linestyle": "-."},
         PRODUCTS: {"color": "0.6"},
         **{name: {"color": f"C{index}"} for index, name in enumerate(PEERS)},
     }

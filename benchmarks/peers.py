@@ -1,28 +1,17 @@
 """K planar layers of other packages, each used as its own documentation says, on the same map as ours.
 
-The packages constrain ``u`` differently (``p = w.u``; all of them ``u_hat = u + (m - 1 - p) w / |w|^2``):
-
-    ours         m = softplus(p + log(e - 1)), also in our PyTorch layers
-    normflows    m = log(1 + exp(p))
-    Pyro         m = softplus(p)
-    FlowJAX      m = log(1 + softplus(p)), a softplus of a softplus
-
-Each ``m`` runs through all of (0, inf), so for our ``u`` there is one ``u`` of theirs with the same ``u_hat``, and with
-it the same map and log-determinant: :func:`peer_u`. Gradients by their ``u`` are pulled back to ours by the derivative
-of that change of parameters. Equal work is checked, then timed.
+What makes it the same map: :mod:`benchmarks.problems`.
 """
 
-import contextlib
 import functools
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from planar_vae_jax.flows import SHIFT, Planar, planar_flow
 
+from benchmarks.problems import Problem, Result, pulled_back, undone, x64
 from benchmarks.torch_models import (
     Unavailable,
     compose,
@@ -32,42 +21,7 @@ from benchmarks.torch_models import (
     synchronize,
     torch_device,
 )
-
-# Of the largest value, of each result. Float32 with K = 128 layers gives 1e-5.
-TOLERANCE = 1e-4
-
-
-class Problem(NamedTuple):
-    """K layers and a batch, float64; the same layers for all events, or each event's own (amortised)."""
-
-    u: np.ndarray  # [K, D], or [B, K, D]
-    w: np.ndarray  # [K, D], or [B, K, D]
-    b: np.ndarray  # [K], or [B, K]
-    z0: np.ndarray  # [B, D]
-
-    @property
-    def amortized(self) -> bool:
-        return self.u.ndim == 3
-
-    @property
-    def flow_length(self) -> int:
-        return self.u.shape[-2]
-
-    @property
-    def dim(self) -> int:
-        return self.u.shape[-1]
-
-
-class Result(NamedTuple):
-    """What a contestant computes: the flow, the objective and its gradient."""
-
-    loss: Any  # [], the mean of |zK|^2 / 2 - log_det
-    zK: Any  # [B, D]
-    log_det: Any  # [B]
-    u: Any  # gradients, of the shapes of Problem's
-    w: Any
-    b: Any
-    z0: Any
+from planar_vae_jax import Planar, planar_flow
 
 
 class Peer(NamedTuple):
@@ -77,97 +31,6 @@ class Peer(NamedTuple):
     # What ``run`` returned, with gradients by our parameters; None if it computes no flow.
     result: Callable[[Any], Result] | None
     torch: Any = None  # the module, if its number of threads matters
-
-
-def draw_problem(rng: np.random.Generator, *, batch_size: int, dim: int, flow_length: int, amortized: bool) -> Problem:
-    """``|w|`` between 1/2 and 3/2: where it is 0, other packages divide 0 by 0."""
-    lead = (batch_size, flow_length) if amortized else (flow_length,)
-    w = rng.standard_normal((*lead, dim))
-    w *= rng.uniform(0.5, 1.5, (*lead, 1)) / np.linalg.norm(w, axis=-1, keepdims=True)
-    u = rng.standard_normal((*lead, dim)) * (0.5 / dim**0.5)
-    return Problem(u, w, rng.standard_normal(lead) * 0.5, rng.standard_normal((batch_size, dim)))
-
-
-def x64() -> contextlib.AbstractContextManager[None]:
-    """64-bit types for the time of a check."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return importlib.import_module("jax.experimental").enable_x64()  # before JAX 0.8
-
-
-def disagreement(result: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float]:
-    """Of each result: the largest error over the largest value."""
-
-    def relative(value: Any, true: Any) -> float:
-        value, true = np.asarray(value, np.float64), np.asarray(true, np.float64)
-        if value.shape != true.shape:
-            raise ValueError(f"a result has shape {value.shape}; ours has {true.shape}")
-        return float(np.max(np.abs(value - true)) / np.max(np.abs(true)))
-
-    return {name: relative(result[name], truth[name]) for name in truth}
-
-
-def require_agreement(result: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float]:
-    """:func:`disagreement`.
-
-    Raises:
-        Unavailable: if it is larger than ``TOLERANCE``.
-    """
-    errors = disagreement(result, truth)
-    for name, error in errors.items():
-        if not error <= TOLERANCE:  # nor is NaN
-            raise Unavailable(f"its {name} differs from ours by {error:.1e} of the largest value")
-    return errors
-
-
-# --- The change of parameters.
-
-
-def log_expm1(m: Any) -> Any:
-    """``log(exp(m) - 1)``, the inverse of softplus, for ``m > 0``."""
-    return m + jnp.log(-jnp.expm1(-m))
-
-
-# m -> p of each package.
-LINKS: dict[str, Callable[[Any], Any]] = {
-    "ours": lambda m: log_expm1(m) - SHIFT,
-    "softplus": log_expm1,  # m = softplus(p)
-    "softplus of softplus": lambda m: log_expm1(jnp.expm1(m)),  # m = log(1 + softplus(p))
-}
-
-
-def peer_u(u: Any, w: Any, link: str) -> Any:
-    """The ``u [..., D]`` for which a package with this link has the ``u_hat`` that we have for ours.
-
-    ``u + (m - 1 - p) w / |w|^2`` is the same on both sides, and so is ``m``: only ``p`` differs.
-    """
-    p = jnp.sum(u * w, -1, keepdims=True)
-    m = jax.nn.softplus(p + SHIFT)
-    return u + (LINKS[link](m) - p) * w / jnp.sum(jnp.square(w), -1, keepdims=True)
-
-
-_peer_u = jax.jit(peer_u, static_argnums=2)
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _pull_back(u: Any, w: Any, u_bar: Any, w_bar: Any, link: str) -> Any:
-    _, vjp = jax.vjp(lambda u, w: peer_u(u, w, link), u, w)
-    from_u, from_w = vjp(u_bar)
-    return from_u, from_w + w_bar
-
-
-def undone(problem: Problem, link: str) -> np.ndarray:
-    """:func:`peer_u` of a problem, in float64."""
-    with x64():
-        return np.asarray(_peer_u(jnp.asarray(problem.u), jnp.asarray(problem.w), link))
-
-
-def pulled_back(problem: Problem, result: Result, link: str) -> Result:
-    """Gradients by a package's ``u`` and ``w`` turned into gradients by ours, in float64."""
-    with x64():
-        arrays = (jnp.asarray(np.asarray(array, np.float64)) for array in (problem.u, problem.w, result.u, result.w))
-        u, w = _pull_back(*arrays, link)
-        return result._replace(u=np.asarray(u), w=np.asarray(w))
 
 
 # --- JAX: ours and FlowJAX.
@@ -187,12 +50,17 @@ def _jax_peer(
 
 
 def ours(problem: Problem, method: str | None) -> Peer:
-    """``planar_flow`` with this method; None: the one that its documentation says."""
-    if method is None and problem.amortized:
-        method = "scan"
+    """``planar_flow`` on the batch with this method; None: the one that its documentation says."""
+    return _ours(problem, functools.partial(planar_flow, method=method))
+
+
+def ours_under_vmap(problem: Problem) -> Peer:
+    """``planar_flow`` of an event, batched by ``jax.vmap``."""
+    return _ours(problem, jax.vmap(planar_flow, in_axes=(0 if problem.amortized else None, 0)))
+
+
+def _ours(problem: Problem, flow: Callable[[Any, Any], tuple[Any, Any]]) -> Peer:
     params = Planar(*(jnp.asarray(array, jnp.zeros(()).dtype) for array in problem[:3]))
-    in_axes = (0 if problem.amortized else None, 0)
-    flow = jax.vmap(lambda params, z0: planar_flow(params, z0, method=method), in_axes=in_axes)
 
     def result(output: Any) -> Result:
         (loss, (zK, log_det)), ((u, w, b), z0_bar) = output

@@ -1,27 +1,50 @@
-"""What every benchmark says beside its own figures: the machine, and each goal beside what was reached."""
+"""What every benchmark says beside its own figures: the machine and its ratios; and the folder that it writes."""
 
+import dataclasses
 import importlib.metadata
 import os
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
+from matplotlib.figure import Figure
+
+from planar_vae_jax.runs.config import UsageError
+from planar_vae_jax.runs.files import finite, replacing, write_json
 
 PACKAGES = ("jax", "jaxlib", "flowjax", "equinox", "normflows", "pyro-ppl", "torch")
 
 
-class Goal(NamedTuple):
-    """A ratio to reach."""
+class Results:
+    """The folder of a benchmark: ``config.json`` at once, ``summary.json`` and a figure at the end."""
 
-    name: str
-    at_least: bool  # otherwise at most
-    goal: float | None  # None: shown without a goal
-    reached: float | None  # None: not measured in this run
+    def __init__(self, config: Any, benchmark: str):
+        """Makes ``config.workdir`` and writes the flags into it.
 
-    @property
-    def met(self) -> bool | None:
-        if self.reached is None or self.goal is None:
-            return None
-        return self.reached >= self.goal if self.at_least else self.reached <= self.goal
+        Raises:
+            UsageError: the folder cannot be made, or holds results already.
+        """
+        self.workdir = Path(config.workdir).expanduser()
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"--workdir must be a folder that can be written; got {config.workdir!r} ({error.strerror})"
+            raise UsageError(message) from None
+        if (self.workdir / "config.json").exists():
+            raise UsageError(f"--workdir={config.workdir} holds results already; name another, or move it away")
+        flags = dataclasses.asdict(config)
+        write_json(self.workdir / "config.json", {"benchmark": benchmark, "flags": flags, "machine": machine()})
+        print(f"writing to {self.workdir}", flush=True)
+
+    def finish(self, summary: dict[str, Any], name: str, figure: Figure) -> None:
+        """Writes ``summary.json`` and the figure, and says where they are."""
+        with replacing(self.workdir / name) as temporary:
+            figure.savefig(temporary)
+        write_json(self.workdir / "summary.json", finite(summary))
+        print(f"{name} and summary.json are in {self.workdir}", flush=True)
+
+
+Ratios = dict[str, float | None]  # what over what -> its value; None: not measured in this run
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
@@ -31,19 +54,12 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
     return numerator / denominator
 
 
-def print_goals(goals: list[Goal]) -> None:
-    """A line a goal: what it is, the goal, what was reached."""
-    width = max(len(goal.name) for goal in goals)
-    print(f"\n{'ratio':<{width}}  {'goal':>9}  {'reached':>8}")
-    for goal in goals:
-        wish = "" if goal.goal is None else f"{'>=' if goal.at_least else '<='} {goal.goal:.3g}"
-        reached = "not measured" if goal.reached is None else f"{goal.reached:.3g}"
-        verdict = {None: "", True: "met", False: "MISSED"}[goal.met]
-        print(f"{goal.name:<{width}}  {wish:>9}  {reached:>8}  {verdict}".rstrip())
-
-
-def goals_json(goals: list[Goal]) -> list[dict[str, Any]]:
-    return [{**goal._asdict(), "met": goal.met} for goal in goals]
+def print_ratios(ratios: Ratios) -> None:
+    """A line a ratio."""
+    width = max(map(len, ratios))
+    print()
+    for name, value in ratios.items():
+        print(f"{name:<{width}}  {'not measured' if value is None else format(value, '.3g')}")
 
 
 def machine() -> dict[str, Any]:

@@ -88,3 +88,9 @@ def interleave(
                 turn += times[name][-1]
         order.reverse()
     return times
+
+
+def milliseconds(seconds: list[float]) -> dict[str, Any]:
+    """Median, quartiles and number of calls, for a row."""
+    median, lower, upper, calls = spread(seconds, 1e3)
+    return {"median_ms": median, "lower_quartile_ms": lower, "upper_quartile_ms": upper, "calls": calls}

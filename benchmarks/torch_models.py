@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from planar_vae_jax.flows import SHIFT
 
+from planar_vae_jax.constraint import SHIFT
 from planar_vae_jax.models import LOG_STD_RANGE
 
 

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from planar_vae_jax import evaluation, objectives, plotting, training
-from planar_vae_jax.binarization import BINARIZATIONS, binarize
+from planar_vae_jax import evaluation, plotting
+from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.data import (
     DATASETS,
     ArgumentError,
@@ -36,8 +34,10 @@ from planar_vae_jax.data import (
 )
 from planar_vae_jax.evaluation import Figures, Images, fixed_images
 from planar_vae_jax.load import default_binarization
+from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
+from planar_vae_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.files import RunError
@@ -67,13 +67,23 @@ class Config(RunFlags):
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
     objective: str = flag("elbo", "what is minimised", choices=("elbo", "reconstruction"))
-    binarization: str | None = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
+    binarization: str = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
     hidden: int = flag(400, "width of the hidden layers", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
-    learning_rate: float = flag(1e-3, "of Adam", above=0.0, at_most=1e30)
+    optimizer: str = flag(
+        None, "default: schedule_free for elbo, adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
+    )
+    learning_rate: float = flag(None, f"default: {LEARNING_RATES}", above=0.0, at_most=1e30, default_before=1e-3)
+    warmup_steps: int = flag(
+        None,
+        "over which the learning rate grows; default: an epoch for schedule_free, 0 for adam",
+        at_least=0,
+        default_before=0,
+    )
+    weight_decay: float = flag(0.0, "decoupled from the gradient", at_least=0.0, at_most=1e30)
     clip_norm: float = flag(
         0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0, at_most=1e30
     )
@@ -97,14 +107,15 @@ def main(argv: list[str]) -> None:
     """Trains, evaluates, draws and writes; ``argv`` without the program's name."""
     config = parse_run(Config, argv, __doc__, "mnist")
     check_flags(config)
-    binarization = config.binarization or default_binarization(config.objective)
-    config = dataclasses.replace(config, binarization=binarization)
     notes: list[str] = []
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
     steps_per_epoch = len(data.x_train) // config.batch_size
     if steps_per_epoch == 0:
         size = f"{len(data.x_train)} training images of {data.name}"
         raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
+
+    config = with_defaults(config, steps_per_epoch)
+    binarization = config.binarization
 
     with open_run(config, "mnist", identity) as run:
         if run.finished:
@@ -121,16 +132,20 @@ def main(argv: list[str]) -> None:
             h=config.h,
         )
         init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
-        loss = make_loss(
+        loss = vae_loss(
             vae,
             config.objective,
             binarization,
             warmup_steps=config.kl_warmup * steps_per_epoch,
             annealing_steps=config.energy_annealing * steps_per_epoch,
         )
-        optimizer = optax.adam(config.learning_rate)
-        if config.clip_norm:
-            optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        optimizer = make_optimizer(
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+        )
         images = data.x_train  # static ones are drawn here, once and for every seed the same
         if binarization == "static":
             images = np.asarray(fixed_images(images, data.train_index, "train", binarization).pixels)
@@ -198,6 +213,19 @@ def check_flags(config: Config) -> None:
         raise RunError(str(error)) from error
 
 
+def with_defaults(config: Config, steps_per_epoch: int) -> Config:
+    """The defaults that depend on other flags."""
+    optimizer = config.optimizer or ("adam" if config.objective == "reconstruction" else "schedule_free")
+    warmup_steps = steps_per_epoch if optimizer == "schedule_free" else 0
+    return dataclasses.replace(
+        config,
+        binarization=config.binarization or default_binarization(config.objective),
+        optimizer=optimizer,
+        learning_rate=LEARNING_RATES[optimizer] if config.learning_rate is None else config.learning_rate,
+        warmup_steps=warmup_steps if config.warmup_steps is None else config.warmup_steps,
+    )
+
+
 def load_images(
     name: str, data_dir: str | None, classes: tuple[int, ...] | None, validation: int, warn: Callable[[str], None]
 ) -> tuple[Dataset, dict[str, Any]]:
@@ -211,29 +239,6 @@ def load_images(
         raise UsageError(f"--{error}") from error
     except DataError as error:
         raise UsageError(str(error)) from error
-
-
-def make_loss(
-    vae: VAE, objective: str, binarization: str, *, warmup_steps: int = 0, annealing_steps: int = 0
-) -> training.Loss:
-    """The mean over a batch of images ``[B, H, W]`` uint8 of what is minimised.
-
-    Beside it: ``train_loss``, the same without annealing, with its two terms; ``annealed_loss`` where they differ.
-    """
-    drawn = "none" if binarization == "static" else binarization  # static images are 0 or 255 already
-
-    def loss(params: Any, images: jax.Array, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        binarize_key, noise_key = jax.random.split(key)
-        terms = objectives.free_energy(vae.bind(params), binarize(binarize_key, images, drawn), noise_key)
-        plain = terms.squared_error if objective == "reconstruction" else terms.free_energy
-        figures = {"train_loss": plain, "reconstruction": terms.reconstruction, "kl": terms.kl}
-        if warmup_steps or annealing_steps:
-            temperature = jnp.minimum(1.0, 0.01 + step / annealing_steps) if annealing_steps else 1.0
-            kl_weight = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
-            figures["annealed_loss"] = plain = terms.annealed(temperature, kl_weight)
-        return jnp.mean(plain), {name: jnp.mean(values) for name, values in figures.items()}
-
-    return loss
 
 
 def describe(

@@ -89,7 +89,11 @@ class PlanarFlow:
         return jnp.broadcast_shapes(self.params.b.shape[:-1], self.mean.shape[:-1], self.log_std.shape[:-1])
 
     def transform(self, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Of ``z0 = mean + exp(log_std) noise``, ``noise [..., D]``: ``(zK [..., D], log q_0(z0) [...], log_det [...])``."""
+        """``(zK [..., D], log q_0(z0) [...], log_det [...])`` of ``z0 = mean + exp(log_std) noise``.
+
+        Args:
+            noise: ``[..., D]``, draws from N(0, I).
+        """
         mean, log_std, noise = jnp.broadcast_arrays(self.mean, self.log_std, noise)
         zK, log_det = planar_flow(self.params, mean + jnp.exp(log_std) * noise, h=self.h)
         return zK, standard_normal_log_prob(noise) - jnp.sum(log_std, -1), log_det

@@ -33,8 +33,8 @@ def solve_preactivation(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) 
 def _nothing(nonlinearity: Nonlinearity, root: jax.Array, y: jax.Array, m: jax.Array) -> jax.Array:
     """0, with the first and second derivatives that the root has; ``root`` is taken for a constant.
 
-    The rule below makes no use of it. But in reverse mode through ``lax.scan`` JAX drops the rules of what it saves for
-    later, and a second time over it differentiates that as it stands. With ``d = a - root``, ``dy`` and ``dm`` likewise,
+    The rule below makes no use of it. But in reverse mode through ``lax.scan`` JAX drops the rules of what it saves,
+    and a second time over it differentiates that as it stands. With ``d = a - root``, ``dy`` and ``dm`` likewise,
 
         v d + (m - 1) h'' d^2 / 2 + dm (h + h' d) = dy      to second order, h and its derivatives at the root
 

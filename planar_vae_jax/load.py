@@ -130,7 +130,7 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
     flags = stored["flags"]
     vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
     try:
-        params = leaves.fill(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)), "['state'].params")
+        params = leaves.fill_params(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)))
     except ValueError as error:
         raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None
     binarization = flags["binarization"] or default_binarization(flags["objective"])

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import exactly, to_exact
+from conftest import assert_trees_close, draw
+from exact import exactly, to_exact
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planar_vae_jax import Planar, PlanarFlow, planar_flow
 from planar_vae_jax.distributions import (
     bernoulli_log_prob,
     normal_log_prob,
@@ -52,7 +54,7 @@ def test_normal_is_the_product_of_one_dimensional_densities_with_their_own_mean_
 def test_normal_integrates_to_one(x64):
     points, area = grid(-12.0, 12.0, 241)
     mean, log_std = np.array([0.7, -1.1]), np.array([0.4, -0.9])
-    log_prob = jax.jit(jax.vmap(normal_log_prob, in_axes=(0, None, None)))(points, mean, log_std)
+    log_prob = jax.jit(normal_log_prob)(points, mean, log_std)
     assert np.sum(np.exp(log_prob)) * area == pytest.approx(1.0, abs=1e-12)
 
 
@@ -91,7 +93,7 @@ def exact_bernoulli(x, logits):
 def test_bernoulli_is_the_log_of_the_product_of_probabilities(dtype):
     x = np.array([[1, 0, 1, 0], [0, 1, 1, 0]], dtype)
     logits = np.array([[0.0, 0.3, -4.0, 7.0], [-30.0, 60.0, 1e-3, 88.9]], dtype)
-    log_prob = bernoulli_log_prob(x, logits)
+    log_prob = bernoulli_log_prob(x, logits, axes=(-2, -1))
     assert log_prob.shape == ()
     assert log_prob.dtype == dtype
     assert float(log_prob) == pytest.approx(exact_bernoulli(to_exact(x), to_exact(logits)), rel=rtol(dtype))
@@ -100,7 +102,7 @@ def test_bernoulli_is_the_log_of_the_product_of_probabilities(dtype):
 def test_bernoulli_probabilities_of_all_outcomes_sum_to_one(x64):
     outcomes = np.array(list(itertools.product([0.0, 1.0], repeat=4)))
     logits = np.array([0.3, -2.0, 5.0, 0.0])
-    log_probs = jax.vmap(bernoulli_log_prob, in_axes=(0, None))(outcomes, logits)
+    log_probs = bernoulli_log_prob(outcomes, logits)
     assert np.sum(np.exp(log_probs)) == pytest.approx(1.0, abs=1e-14)
 
 
@@ -118,14 +120,15 @@ def test_bernoulli_probabilities_of_all_outcomes_sum_to_one(x64):
 )
 def test_bernoulli_is_exact_in_value_and_gradient_for_saturated_logits(x, logit, value, gradient, dtype):
     # Through probabilities these are NaN or infinite from a logit of 88 in float32.
-    actual = jax.value_and_grad(bernoulli_log_prob, argnums=1)(dtype(x), dtype(logit))
+    actual = jax.value_and_grad(bernoulli_log_prob, argnums=1)(np.array([x], dtype), np.array([logit], dtype))
+    actual = (actual[0], actual[1][0])
     np.testing.assert_allclose(actual, (value, gradient), rtol=rtol(dtype), atol=1e-30)
 
 
 @given(x=st.sampled_from([0.0, 0.25, 1.0]), logit=st.floats(-700.0, 700.0, allow_subnormal=False))
 def test_bernoulli_of_any_logit_is_that_of_exact_arithmetic(x, logit, x64):
     expected = exact_bernoulli(to_exact([x]), to_exact([logit]))
-    actual = float(bernoulli_log_prob(jnp.float64(x), jnp.float64(logit)))
+    actual = float(bernoulli_log_prob(jnp.array([x]), jnp.array([logit])))
     assert actual == pytest.approx(expected, rel=1e-13, abs=1e-13 * max(1.0, abs(logit)))
 
 
@@ -162,7 +165,7 @@ def test_mixture_of_one_component_is_a_normal(x64):
 
 def test_mixture_integrates_to_one(x64):
     points, area = grid(-9.0, 9.0, 241)
-    log_prob = jax.jit(jax.vmap(lambda z: normal_mixture_log_prob(z, MEANS, 0.6)))(points)
+    log_prob = jax.jit(lambda z: normal_mixture_log_prob(z, MEANS, 0.6))(points)
     assert np.sum(np.exp(log_prob)) * area == pytest.approx(1.0, abs=1e-12)
 
 
@@ -184,3 +187,111 @@ def test_gradient_of_the_mixture_is_the_responsibility_weighted_score(x64):
     expected = np.sum(weights[:, None] * (MEANS - z), axis=0) / std**2
     gradient = jax.grad(lambda z: normal_mixture_log_prob(z, MEANS, std))(z)
     np.testing.assert_allclose(gradient, expected, rtol=1e-13)
+
+
+# --- Batches
+
+
+def test_every_density_of_a_batch_is_that_of_its_events(dtype):
+    rng = np.random.default_rng(0)
+    z, mean, log_std = (rng.normal(size=shape).astype(dtype) for shape in ((5, 4, 3), (4, 3), (3,)))
+    logits, x = z, (mean > 0).astype(dtype)
+    events = [(i, j) for i in range(5) for j in range(4)]
+    for batch, one in [
+        (standard_normal_log_prob(z), lambda i, j: standard_normal_log_prob(z[i, j])),
+        (normal_log_prob(z, mean, log_std), lambda i, j: normal_log_prob(z[i, j], mean[j], log_std)),
+        (
+            normal_log_prob(z, dtype(0.5), dtype(-1)),
+            lambda i, j: normal_log_prob(z[i, j], dtype(0.5), dtype(-1)),
+        ),
+        (bernoulli_log_prob(x, logits), lambda i, j: bernoulli_log_prob(x[j], logits[i, j])),
+        (normal_mixture_log_prob(z, mean, 0.8), lambda i, j: normal_mixture_log_prob(z[i, j], mean, 0.8)),
+    ]:
+        assert (batch.shape, batch.dtype) == ((5, 4), dtype)
+        np.testing.assert_allclose(batch.ravel(), [one(i, j) for i, j in events], rtol=rtol(dtype))
+    images = bernoulli_log_prob(x, logits, axes=(-2, -1))
+    np.testing.assert_allclose(images, np.sum(bernoulli_log_prob(x, logits), axis=-1), rtol=rtol(dtype))
+
+
+# --- The density of a planar flow
+
+
+def random_flow(flows=(), base=(), dim=3, dtype=np.float64):
+    rng = np.random.default_rng(1)
+    shapes = (*flows, 4, dim), (*flows, 4, dim), (*flows, 4)
+    params = Planar(*(0.5 * rng.normal(size=shape).astype(dtype) for shape in shapes))
+    mean, log_std = (0.5 * rng.normal(size=(*base, dim)).astype(dtype) for _ in range(2))
+    return PlanarFlow(params, mean, log_std)
+
+
+@pytest.mark.parametrize(("flows", "base"), [((), ()), ((), (5,)), ((5,), (5,)), ((5,), ()), ((2, 1), (5,))], ids=str)
+def test_samples_have_the_log_density_that_the_inverse_gives_them(flows, base, x64):
+    flow = random_flow(flows, base)
+    batch = np.broadcast_shapes(flows, base)
+    assert flow.batch_shape == batch
+
+    @jax.jit
+    def run(flow, key):
+        zK, log_prob = flow.sample_and_log_prob(key, (7,))
+        return zK, log_prob, flow.log_prob(zK), flow.sample(key, (7,)), flow.sample(key)
+
+    zK, log_prob, inverse, again, one = run(flow, jax.random.key(0))
+    assert (zK.shape, log_prob.shape, one.shape) == ((7, *batch, 3), (7, *batch), (*batch, 3))
+    assert_trees_close((inverse, again), (log_prob, zK), tolerance=1e-12)
+
+
+def test_the_density_is_the_bases_over_the_jacobian_and_integrates_to_one(x64):
+    flow = random_flow(dim=2)
+    noise = np.random.default_rng(0).normal(size=(6, 2))
+    zK, log_q0, log_det = flow.transform(noise)
+    z0 = np.asarray(flow.mean) + np.exp(np.asarray(flow.log_std)) * noise
+    assert_trees_close((zK, log_det), planar_flow(flow.params, z0), tolerance=1e-14)
+    assert_trees_close(log_q0, normal_log_prob(z0, flow.mean, flow.log_std), tolerance=1e-13)
+    points, area = grid(-12.0, 12.0, 401)
+    assert np.sum(np.exp(jax.jit(PlanarFlow.log_prob)(flow, points))) * area == pytest.approx(1.0, abs=1e-6)
+
+
+def test_it_is_a_pytree_whose_nonlinearity_is_static(x64):
+    flow = random_flow()
+    leaves, structure = jax.tree.flatten(flow)
+    assert len(leaves) == 5
+    assert jax.tree.unflatten(structure, leaves).h == "tanh"
+    other = PlanarFlow(flow.params, flow.mean, flow.log_std, h="softsign")
+    assert jax.tree.structure(other) != structure
+    x = np.ones(3)
+    gradient = jax.grad(lambda flow: flow.log_prob(x))(flow)
+    assert isinstance(gradient, PlanarFlow)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), flow)
+    both = jax.vmap(lambda flow: flow.log_prob(x))(stacked)
+    np.testing.assert_allclose(both[0], flow.log_prob(x), rtol=1e-13)
+    np.testing.assert_allclose(both, stacked.log_prob(x), rtol=1e-13)
+
+
+def test_numbers_become_arrays_of_the_parameters_dtype(dtype):
+    params, _ = draw(3, 2, dtype=dtype)
+    for flow in (PlanarFlow(params), PlanarFlow(params, 0, [1, 2, 3]), PlanarFlow(params, mean=0.5, log_std=-1.0)):
+        assert {leaf.dtype for leaf in jax.tree.leaves(flow)} == {np.dtype(dtype)}
+        assert flow.sample(jax.random.key(0), (2,)).dtype == dtype
+    assert flow.mean.shape == flow.log_std.shape == ()
+    assert "mean=" in repr(flow)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mean": np.zeros(2, np.float32)}, r"mean must be of shape \[\] or \[\.\.\., 3\], as params has; got \(2,\)"),
+        ({"log_std": np.zeros((3, 1), np.float32)}, r"log_std must be of shape .*; got \(3, 1\)"),
+        (
+            {"mean": jnp.zeros(3, jnp.bfloat16)},
+            r"mean and params must be of one floating dtype; got bfloat16 and float32",
+        ),
+        ({"mean": np.zeros((4, 3), np.float32), "log_std": np.zeros((5, 3), np.float32)}, "must broadcast; got"),
+        ({"h": "relu"}, "h must be one of tanh, softsign"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(given, said):
+    params, _ = draw(3, 2, dtype=np.float32)
+    with pytest.raises(ValueError, match=said):
+        PlanarFlow(params, **given)

@@ -34,7 +34,7 @@ def grid(extent, points):
 
 def evaluate(target, z1, z2):
     z = np.stack([z1, z2], axis=-1).astype(np.float32)
-    return np.asarray(jax.vmap(target.log_density)(jnp.asarray(z.reshape(-1, 2)))).reshape(np.shape(z1))
+    return np.asarray(target.log_density(jnp.asarray(z)))
 
 
 @pytest.mark.parametrize("name", U)
@@ -95,6 +95,14 @@ def test_the_taper_begins_smoothly_and_falls_off(name):
     # Four further on, the wave (of period 4) is where it was, but the step of U4 and the bump of U3 are over.
     near, far = (log_density(jnp.array([z1, 0.0])) for z1 in (EXTENT, EXTENT + 4.0))
     assert far - near == pytest.approx(-0.5 * (4.0 / TAPER) ** 2, abs=0.01)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_batch_has_the_values_of_its_events(name):
+    log_density = get_target(name).log_density
+    z = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+    expected = jax.vmap(jax.vmap(log_density))(z)
+    np.testing.assert_allclose(log_density(jnp.asarray(z)), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planar_vae_jax import training
+from planar_vae_jax import optimizers, training
 
 train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
+evaluation_params = jax.jit(optimizers.evaluation_params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

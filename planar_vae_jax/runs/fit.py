@@ -40,7 +40,7 @@ Report = Callable[[Any], dict[str, float | None]]
 class Fitted(NamedTuple):
     """The end of a training, or a checkpoint of it."""
 
-    params: Any
+    params: Any  # that figures are of: the average of a schedule-free optimiser, else the newest
     state: training.TrainState | None  # None with --eval_only, which reads the parameters alone
     lines: list[dict[str, Any]]  # of metrics.jsonl
 
@@ -77,7 +77,7 @@ def fit(
         steps_per_epoch: between lines of metrics; the last epoch may be shorter.
         data: a pytree of arrays ``[N, ...]``, shuffled anew in each epoch; ``None``: the loss is given no batch.
         batch_size: examples a step; needed with data.
-        report: parameters -> more figures, after each epoch.
+        report: parameters that figures are of -> more figures, after each epoch.
         score: the entry of a line whose lowest value makes the best checkpoint; ``None``: none is.
         show: entries of a line to show while learning.
         unit: "epoch" or "step": what people count in.
@@ -116,7 +116,7 @@ def fit(
                 loop.stop_if_asked()
             checkpoints.wait()
         loop.stop_if_asked()
-    return Fitted(loop.state.params, loop.state, loop.lines)
+    return Fitted(loop.evaluated(), loop.state, loop.lines)
 
 
 class _Loop:
@@ -154,9 +154,17 @@ class _Loop:
     def step(self) -> int:
         return int(self.state.step)
 
+    def evaluated(self) -> Any:
+        """The parameters that figures are of."""
+        return compiled.evaluation_params(self.state)
+
+    def tree(self) -> dict[str, Any]:
+        """What a checkpoint holds: all that the rest follows from, and what figures are of."""
+        return {"state": self.state, "info": self.info, "key": self.key, "evaluated": self.evaluated()}
+
     def begin_or_go_on(self) -> None:
         """From the newest whole checkpoint, if there is one; the lines of metrics after it are cut off."""
-        found = self.checkpoints.restore({"state": self.state, "info": self.info, "key": self.key})
+        found = self.checkpoints.restore(self.tree())
         if found is not None:
             self.state, self.info, self.key = (found.tree[name] for name in ("state", "info", "key"))
             self.done = Done(**{name: found.meta[name] for name in vars(self.done)})  # it may hold more
@@ -199,7 +207,7 @@ class _Loop:
         done = self.done
         figures = {**self.info.figures, "gradient_norm": self.info.gradient_norm}
         steps = {name: np.asarray(values, np.float64)[: done.position] for name, values in figures.items()}
-        line = {name: np.mean(values) for name, values in steps.items()} | report(self.state.params)
+        line = {name: np.mean(values) for name, values in steps.items()} | report(self.evaluated())
         if done.epoch == 0:
             first = {name: steps[name][0] for name in self.info.figures} | report(self.initial)
             line |= {f"first_{name}": value for name, value in first.items()}
@@ -220,8 +228,7 @@ class _Loop:
         if not compiled.all_finite(self.state):
             raise self.failure(None)
         self.done.seconds = self.run.seconds()
-        tree = {"state": self.state, "info": self.info, "key": self.key}
-        self.checkpoints.save(self.step, tree, asdict(self.done), score=score)
+        self.checkpoints.save(self.step, self.tree(), asdict(self.done), score=score)
         self.saved = self.step
 
     def stop_if_asked(self) -> None:
@@ -287,7 +294,7 @@ def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fit
     if done == 0:
         raise UsageError(f"--eval_only needs a whole epoch; {workdir} is at step {found.step} of its first")
     try:
-        params = leaves.fill(found.leaves, params, "['state'].params")
+        params = leaves.fill_params(found.leaves, params)
     except ValueError as error:
         path = workdir / "checkpoints" / str(found.step)
         raise CheckpointError(f"checkpoint {path} is of another model: {error}") from None

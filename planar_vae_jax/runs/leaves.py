@@ -67,6 +67,12 @@ def _like(found: Any, leaf: Any) -> Any:
     return jnp.array(found) if jax.dtypes.canonicalize_dtype(found.dtype) == found.dtype else found
 
 
+def fill_params(leaves: dict[str, Any], like: Any) -> Any:
+    """The parameters that a run's figures are of, as a tree like ``like``; see :func:`fill`."""
+    evaluated = any(name.startswith("['evaluated']") for name in leaves)  # version 0.1 had the state alone
+    return fill(leaves, like, "['evaluated']" if evaluated else "['state'].params")
+
+
 def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
     """The shapes of ``like`` filled with the leaves whose names begin with ``prefix``, in the dtypes they have.
 
