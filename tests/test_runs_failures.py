@@ -71,9 +71,7 @@ def test_checkpoints_of_another_model_are_told_as_such_and_left_alone(tmp_path):
     run_toy = {"steps": 12, "steps_per_epoch": 4, "data": toy.examples(), "batch_size": toy.BATCH}
     with (
         toy.open_run(config, "toy") as run,
-        pytest.raises(
-            CheckpointError, match=r"another tree: \\?\['state'\]\.params\['w'\] is float32\[3\] there, float32\[4\]"
-        ),
+        pytest.raises(CheckpointError, match=r"another tree: \['\w+'\].*\['w'\] is float32\[3\] there, float32\[4\]"),
     ):
         fit.fit(run, lambda p, *_: (p["w"].sum(), {}), toy.make_optimizer(0.1), params, jax.random.key(0), **run_toy)
     assert contents(tmp_path) == before
