@@ -66,7 +66,12 @@ def _recursion_jvp(nonlinearity, primals, tangents):
     a, h = _recursion(nonlinearity, r, L)
     slope, _ = nonlinearity.slopes(a)
     rhs = r_dot + _dot(jnp.tril(L_dot, -1), h, (1, 0))
-    return (a, h), _substitute(lambda a_dot, slope: slope * a_dot, rhs, L, slope)
+
+    def linear(rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _substitute(lambda a_dot, slope: slope * a_dot, rhs, L, slope)
+
+    # A linear function is its own derivative: only as such do older versions (JAX 0.7) transpose its loops.
+    return (a, h), jax.jvp(linear, (full_like(a, 0.0),), (rhs,))[1]
 
 
 Layer = Callable[[jax.Array, Any], jax.Array]  # (total [...], what the layer has of its own) -> value [...]
@@ -107,14 +112,14 @@ def _scan_blocks(layer: Layer, r: jax.Array, L: jax.Array, own: Any, width: int)
         return leaf.reshape(count, width, *leaf.shape[1:])
 
     def step(values: jax.Array, block: Any) -> tuple[jax.Array, Any]:
-        start, r, rows, own = block
+        r, start, rows, own = block
         within = lax.dynamic_slice_in_dim(rows, start, width, axis=1)
         total, value = _block(layer, r + _dot(rows, values, (1, 0)), within, own)
         return lax.dynamic_update_slice_in_dim(values, value, start, axis=0), total
 
     values = jnp.pad(full_like(r if own is None else own, 0.0), [(0, padding)] + [(0, 0)] * (r.ndim - 1))
     rows = blocks(jnp.pad(L, [(0, 0), (0, padding)]))
-    values, totals = lax.scan(step, values, (jnp.arange(count) * width, blocks(r), rows, jax.tree.map(blocks, own)))
+    values, totals = lax.scan(step, values, (blocks(r), jnp.arange(count) * width, rows, jax.tree.map(blocks, own)))
     return totals.reshape(-1, *r.shape[1:])[:size], values[:size]
 
 
@@ -122,9 +127,9 @@ def _block(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Arra
     """Layer by layer."""
 
     def step(values: jax.Array, one: Any) -> tuple[jax.Array, jax.Array]:
-        k, r, row, own = one
+        r, k, row, own = one
         total = r + _dot(row, values, (0, 0))  # values of this layer and of later ones are still 0
         return lax.dynamic_update_index_in_dim(values, layer(total, own), k, axis=0), total
 
-    values, totals = lax.scan(step, full_like(r if own is None else own, 0.0), (jnp.arange(len(r)), r, L, own))
+    values, totals = lax.scan(step, full_like(r if own is None else own, 0.0), (r, jnp.arange(len(r)), L, own))
     return totals, values
