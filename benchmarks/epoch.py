@@ -181,6 +181,7 @@ def our_slice(task: Task, optimizer: str) -> tuple[Callable[[], Any], None]:
 def torch_slice(task: Task, style: str) -> tuple[Callable[[], Any], dict[str, float]]:
     """The same in PyTorch, with Adam."""
     training = TorchTraining(task, style, "adam")
+    training.compile()
     return lambda: training.train(task.epoch_steps), training.errors
 
 
