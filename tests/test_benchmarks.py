@@ -1,6 +1,7 @@
 """The benchmarks: their statistics, the equal work of other packages, and each command with tiny arguments."""
 
 import contextlib
+import copy
 import functools
 import json
 
@@ -168,9 +169,10 @@ def tiny_task(flow_length=5):
 
 def test_our_training_may_be_cut_anywhere():
     task = tiny_task()
-    cut, whole = (OurTraining(task, "schedule_free") for _ in range(2))
+    cut = OurTraining(task, "schedule_free")
     cut.compile()
     jax.tree.map(np.testing.assert_array_equal, cut.state.params, task.params())
+    whole = copy.copy(cut)
     for steps in (1, 2, 2):  # an epoch has 2 steps
         cut.train(steps)
     whole.train(5)
@@ -442,7 +444,7 @@ def test_time_to_quality(digits, tmp_path, capsys, monkeypatch):
     assert (row["name"], row["seconds"], row["epochs"]) == ("ours", None, None)
     assert row["ms_a_step"] > 0.0
     assert row["last_free_energy"] == found["curves"]["ours"][-1]["free_energy"] > 300.0
-    assert {"name": "PyTorch compiled, Adam", "why": "not installed"} in found["left_out"]
+    assert "PyTorch compiled, Adam" in {one["name"] for one in found["left_out"]}
     for curve in found["curves"].values():  # all from the same weights, judged by one function
         assert curve[0] == found["curves"]["ours"][0]
     assert "PyTorch compiled, Adam left out: not installed" in capsys.readouterr().out
