@@ -190,10 +190,10 @@ def main(argv: list[str]) -> None:
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
             "nll_samples": config.nll_samples,
-            "train": {"first_loss": lines[0]["first_train_loss"], "final_loss": lines[-1]["train_loss"]},
+            "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")},
             "test": evaluation.means(figures),
             "per_class": evaluation.means_by_class(figures, data.y_test),
-            "seconds_per_epoch": float(np.median([line["seconds"] for line in lines])),
+            "seconds_per_epoch": float(np.median([line["seconds"] for line in lines if line])),
             "seconds": run.seconds(),
         }
         run.finish(summary)
@@ -286,7 +286,7 @@ def draw_losses(
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
     curves = {
         f"{name} {when}": np.array(
-            [lines[0][f"first_{name}_loss"], *(line[f"{name}_loss"] for line in lines)], np.float64
+            [lines[0].get(f"first_{name}_loss"), *(line.get(f"{name}_loss") for line in lines)], np.float64
         )
         for name, when in (
             ("train", "(first step, then mean over each epoch)"),
