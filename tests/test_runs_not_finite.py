@@ -9,7 +9,7 @@ import pytest
 import toy
 from running import OneStep, result, start, stop, stopped_after
 
-from planar_vae_jax.runs import compiled, reading, fit, reading, signals
+from planar_vae_jax.runs import compiled, fit, reading, signals
 from planar_vae_jax.runs.files import RunError
 
 
