@@ -84,7 +84,7 @@ class Config(RunFlags):
     )
     prng: str = flag(
         "threefry2x32",
-        "of the training's random numbers; threefry2x32: the same everywhere; rbg, unsafe_rbg: the device's own generator",
+        "of the training's random numbers; threefry2x32: the same anywhere; rbg, unsafe_rbg: the device's generator",
         choices=("threefry2x32", "rbg", "unsafe_rbg"),
     )
     nll_samples: int = flag(
