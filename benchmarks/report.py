@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import finite, replacing, write_json
 
-PACKAGES = ("jax", "jaxlib", "flowjax", "equinox", "normflows", "pyro-ppl", "torch")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "flowjax", "equinox", "normflows", "pyro-ppl", "torch", "schedulefree")
 
 
 class Results:

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.report import Ratios, Results, load, machine, print_machine, print_ratios, ratio
-from benchmarks.timing import Contestant, interleave, milliseconds
+from benchmarks.timing import Contestant, compiled_anew, interleave, milliseconds
 from planar_vae_jax import init_planar, planar_flow
 from planar_vae_jax.runs.config import UsageError, flag, parse
 from planar_vae_jax.runs.console import run_main
@@ -69,20 +69,20 @@ def main(argv: list[str]) -> None:
     results = Results(config, "scaling")
     facts = machine()
     print_machine(facts)
-    jax.config.update("jax_enable_compilation_cache", False)
-    build(base, None, config.seed)  # what is compiled first takes longer
     rows: list[dict[str, Any]] = []
     exponents: list[dict[str, Any]] = []
-    for axis, values in (("flow_length", config.layers), ("dim", config.dims), ("batch_size", config.batches)):
-        points = [base._replace(**{axis: value}) for value in sorted(set(values))]
-        new = measure(config, axis, points)
-        fits = [{"axis": AXES[axis], "method": method, **fit(axis, new, method)} for method in METHODS]
-        print_axis(axis, base, new, fits)
-        rows += new
-        exponents += fits
-    memory = {method: temporary_mb(build(memory_at, method, config.seed).step) for method in METHODS}
-    print(f"\ntemporary memory (MB) at (B, D, K) = {tuple(memory_at)}: {memory}")
-    compile_seconds = compare_compilation(config, base)
+    with compiled_anew():
+        build(base, None, config.seed)  # what is compiled first takes longer
+        for axis, values in (("flow_length", config.layers), ("dim", config.dims), ("batch_size", config.batches)):
+            points = [base._replace(**{axis: value}) for value in sorted(set(values))]
+            new = measure(config, axis, points)
+            fits = [{"axis": AXES[axis], "method": method, **fit(axis, new, method)} for method in METHODS]
+            print_axis(axis, base, new, fits)
+            rows += new
+            exponents += fits
+        memory = {method: temporary_mb(build(memory_at, method, config.seed).step) for method in METHODS}
+        print(f"\ntemporary memory (MB) at (B, D, K) = {tuple(memory_at)}: {memory}")
+        compile_seconds = compare_compilation(config, base)
     print(f"seconds to trace and compile, median of {config.compiles}: {compile_seconds}")
     ratios = compare(config, memory, compile_seconds)
     print_ratios(ratios)

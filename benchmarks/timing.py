@@ -1,11 +1,14 @@
 """Timing that is fair between contestants: taken in turns, in one process, and reported with its spread."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 # Worker threads of the last contestant (OpenMP's spin for milliseconds) have gone to sleep by then.
 SETTLE_SECONDS = 0.005
@@ -94,3 +97,19 @@ def milliseconds(seconds: list[float]) -> dict[str, Any]:
     """Median, quartiles and number of calls, for a row."""
     median, lower, upper, calls = spread(seconds, 1e3)
     return {"median_ms": median, "lower_quartile_ms": lower, "upper_quartile_ms": upper, "calls": calls}
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Nothing is taken from JAX's persistent cache of compiled programs."""
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    _use_cache(False)
+    try:
+        yield
+    finally:
+        _use_cache(before)
+
+
+def _use_cache(use: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", use)
+    compilation_cache.reset_cache()  # JAX looks at the flag once

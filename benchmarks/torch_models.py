@@ -98,35 +98,40 @@ def planar_stack(torch: Any, u: Any, w: Any, b: Any, z: Any) -> Any:
     return z, torch.log1p(slope * (m.squeeze(-1) - 1)).sum(-1)
 
 
+LINEAR = ("encode.hidden", "encode.mean", "encode.log_std", "decode.hidden", "decode.logits")
+
+
 def vae(torch: Any, weights: dict[str, Any], layer_modules: bool) -> Any:
     """The VAE of ``planar_vae_jax.models`` and its free energy as one module.
 
     Args:
-        weights: by the names of :func:`benchmarks.epoch.leaves`, in our layout; u, w, b are missing if K = 0.
+        weights: by the names of :func:`benchmarks.our_training.by_name`, in our layout; u, w, b are missing if K = 0.
         layer_modules: whether the flow is :func:`planar_layers`, otherwise :func:`planar_stack`.
 
     Returns:
-        A module ``(x [B, P], noise [B, L]) -> free energies [B]`` with a method ``gradients``, as ``weights`` are.
+        A module ``(x [B, P], noise [B, L]) -> free energies [B]`` with a method ``arrays``.
     """
     functional = torch.nn.functional
-    flows = "u" in weights
+    flow = [weights[f"encode.{part}"] for part in "uwb" if f"encode.{part}" in weights]
+
+    def linear(part: str) -> Any:
+        kernel, bias = weights[f"{part}.kernel"], weights[f"{part}.bias"]
+        layer = torch.nn.Linear(*kernel.shape, device=kernel.device)
+        layer.weight.data.copy_(kernel.T)
+        layer.bias.data.copy_(bias)
+        return layer
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            for part in ("encode", "mean", "log_std", "decode", "logits"):
-                kernel, bias = weights[f"{part}.kernel"], weights[f"{part}.bias"]
-                linear = torch.nn.Linear(*kernel.shape, device=kernel.device)
-                linear.weight.data.copy_(kernel.T)
-                linear.bias.data.copy_(bias)
-                setattr(self, part, linear)
-            if flows and layer_modules:
-                self.layers = planar_layers(torch, *(weights[part] for part in "uwb"))
-            elif flows:
-                self.u, self.w, self.b = (torch.nn.Parameter(weights[part]) for part in "uwb")
+            self.hidden, self.mean, self.log_std, self.decode, self.logits = map(linear, LINEAR)
+            if flow and layer_modules:
+                self.layers = planar_layers(torch, *flow)
+            elif flow:
+                self.u, self.w, self.b = map(torch.nn.Parameter, flow)
 
         def forward(self, x: Any, noise: Any) -> Any:
-            features = functional.relu(self.encode(x))
+            features = functional.relu(self.hidden(x))
             mean, raw = self.mean(features), self.log_std(features)
             log_std = LOG_STD_RANGE * torch.tanh(raw / LOG_STD_RANGE)
             z0 = mean + torch.exp(log_std) * noise
@@ -139,22 +144,23 @@ def vae(torch: Any, weights: dict[str, Any], layer_modules: bool) -> Any:
             return log_q0 - log_det - log_prior + cross_entropy
 
         def flow(self, z0: Any) -> Any:
-            if not flows:
+            if not flow:
                 return z0, 0.0
             if layer_modules:
                 return compose(self.layers, z0)
             return planar_stack(torch, self.u, self.w, self.b, z0)
 
-        def gradients(self) -> dict[str, np.ndarray]:
+        def arrays(self, read: Any) -> dict[str, np.ndarray]:
+            """``read`` of each parameter (its values, its gradient), as ``weights`` are."""
             found = {}
-            for part in ("encode", "mean", "log_std", "decode", "logits"):
-                found[f"{part}.kernel"] = getattr(self, part).weight.grad.T
-                found[f"{part}.bias"] = getattr(self, part).bias.grad
-            for part in "uwb" if flows else "":
+            layers = (self.hidden, self.mean, self.log_std, self.decode, self.logits)
+            for name, layer in zip(LINEAR, layers, strict=True):
+                found[f"{name}.kernel"], found[f"{name}.bias"] = read(layer.weight).T, read(layer.bias)
+            for part in "uwb" if flow else "":
                 if layer_modules:
-                    found[part] = torch.stack([getattr(layer, part).grad for layer in self.layers])
+                    found[f"encode.{part}"] = torch.stack([read(getattr(layer, part)) for layer in self.layers])
                 else:
-                    found[part] = getattr(self, part).grad
-            return {key: value.cpu().numpy() for key, value in found.items()}
+                    found[f"encode.{part}"] = read(getattr(self, part))
+            return {name: value.detach().cpu().numpy().copy() for name, value in found.items()}
 
     return Model()

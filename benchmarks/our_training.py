@@ -1,0 +1,121 @@
+"""Our training of a VAE as a contestant: keys, defaults and compiled functions of ``experiments.mnist``."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from planar_vae_jax import training
+from planar_vae_jax.losses import vae_loss
+from planar_vae_jax.models import VAE
+from planar_vae_jax.optimizers import LEARNING_RATES, make_optimizer
+from planar_vae_jax.runs import compiled
+
+
+class Task(NamedTuple):
+    """What all contestants train, from the same weights."""
+
+    vae: VAE
+    pixels: np.ndarray  # [N, H, W] uint8, drawn anew at each visit
+    batch_size: int
+    seed: int
+    prng: str = "threefry2x32"
+
+    @property
+    def epoch_steps(self) -> int:
+        return len(self.pixels) // self.batch_size
+
+    def keys(self) -> tuple[jax.Array, jax.Array]:
+        """Of the weights, and of the training."""
+        init_key, train_key = jax.random.split(jax.random.key(self.seed, impl=self.prng))
+        return init_key, train_key
+
+    def params(self) -> Any:
+        """The weights before the first step."""
+        return jax.jit(self.vae.init)(self.keys()[0])
+
+
+def warmup_steps(optimizer: str, epoch_steps: int) -> int:
+    """The default of ``experiments.mnist``."""
+    return epoch_steps if optimizer == "schedule_free" else 0
+
+
+def default_optimizer(name: str, epoch_steps: int) -> optax.GradientTransformation:
+    """``experiments.mnist --optimizer=NAME``."""
+    return make_optimizer(name, learning_rate=LEARNING_RATES[name], warmup_steps=warmup_steps(name, epoch_steps))
+
+
+class OurTraining:
+    """A training that is taken a number of steps at a time; each call is over when its work is done."""
+
+    def __init__(self, task: Task, optimizer: str):
+        self.task = task
+        self.loss = vae_loss(task.vae, "elbo", "dynamic")
+        self.optimizer = default_optimizer(optimizer, task.epoch_steps)
+        self.data = jnp.asarray(task.pixels)
+        self.key = task.keys()[1]
+        self.state = training.init_state(task.params(), self.optimizer)
+        self.epoch = self.position = 0
+        self._begin_epoch()
+        batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
+        self.info = training.empty_info(self.loss, self.optimizer, self.state, batch, self.key, task.epoch_steps)
+
+    def compile(self) -> None:
+        """Makes everything ready by taking no step."""
+        self._steps(0)
+
+    def train(self, steps: int) -> None:
+        """Takes the next steps."""
+        while steps:
+            taken = min(steps, self.task.epoch_steps - self.position)
+            self._steps(taken)
+            steps -= taken
+            if self.position == self.task.epoch_steps:
+                self.epoch, self.position = self.epoch + 1, 0
+                self._begin_epoch()
+        jax.block_until_ready((self.state, self.order))
+
+    def params(self) -> Any:
+        """Those that the model is judged by."""
+        return compiled.evaluation_params(self.state)
+
+    def _begin_epoch(self) -> None:
+        sizes = len(self.data), self.task.batch_size, self.task.epoch_steps
+        self.order, self.steps_key = compiled.begin_epoch(*sizes, self.key, self.epoch)
+
+    def _steps(self, steps: int) -> None:
+        stop = self.position + steps
+        rest = (self.data, self.order, self.steps_key, self.position, stop)
+        self.state, self.info = compiled.train_steps(self.loss, self.optimizer, self.state, self.info, *rest)
+        self.position = stop
+        jax.block_until_ready(self.state)
+
+
+def by_name(params: Any) -> dict[str, np.ndarray]:
+    """Arrays of a pytree of dicts as ``{"encode.hidden.kernel": ...}``; those without entries (K = 0) left out."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    named = {_name(path): np.array(leaf) for path, leaf in leaves}
+    return {name: array for name, array in named.items() if array.size}
+
+
+def from_names(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
+    """What :func:`by_name` was given; ``like``: parameters of the same shapes."""
+
+    def leaf(path: Any, old: Any) -> Any:
+        return jnp.asarray(arrays[_name(path)], old.dtype) if old.size else old
+
+    return jax.tree_util.tree_map_with_path(leaf, like)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def synthetic_images(seed: int, count: int) -> np.ndarray:
+    """``[count, 28, 28]`` uint8; a fifth of the pixels is inked, as in MNIST."""
+    rng = np.random.default_rng(seed)
+    ink = rng.random((count, 28, 28), np.float32) < 0.2
+    return rng.integers(1, 256, (count, 28, 28), dtype=np.uint8) * ink
