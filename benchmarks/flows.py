@@ -68,7 +68,7 @@ class Case(NamedTuple):
 def main(argv: list[str]) -> None:
     """Measures, prints, draws and writes; ``argv`` without the program's name."""
     config = parse(Config, argv, __doc__)
-    cases, chosen = parse_cases(config), parse_peers(config.peers)
+    cases, chosen = parse_cases(config.cases, config.parameters), parse_peers(config.peers)
     results = Results(config, "flows")
     facts = machine()
     print_machine(facts)
@@ -94,21 +94,21 @@ def main(argv: list[str]) -> None:
     )
 
 
-def parse_cases(config: Config) -> list[Case]:
-    """The cases that ``--cases`` and ``--parameters`` name.
+def parse_cases(cases: str, parameters: str) -> list[Case]:
+    """What ``--cases`` and ``--parameters`` name.
 
     Raises:
         UsageError: for what is not BxDxK.
     """
-    kinds = {"both": (False, True), "shared": (False,), "amortized": (True,)}[config.parameters]
-    cases = []
-    for text in config.cases.split(","):
+    kinds = {"both": (False, True), "shared": (False,), "amortized": (True,)}[parameters]
+    found = []
+    for text in cases.split(","):
         sizes = text.strip().split("x")
         if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
             raise UsageError(f"--cases must be BxDxK joined by commas, as in 128x40x16; got {text!r}")
         batch_size, dim, flow_length = map(int, sizes)
-        cases += [Case(batch_size, dim, flow_length, amortized) for amortized in kinds]
-    return cases
+        found += [Case(batch_size, dim, flow_length, amortized) for amortized in kinds]
+    return found
 
 
 def parse_peers(text: str) -> list[str]:

@@ -36,11 +36,15 @@ class Results:
         write_json(self.workdir / "config.json", {"benchmark": benchmark, "flags": flags, "machine": machine()})
         print(f"writing to {self.workdir}", flush=True)
 
+    def write(self, summary: dict[str, Any]) -> None:
+        """Writes ``summary.json``, in place of an earlier one."""
+        write_json(self.workdir / "summary.json", finite(summary))
+
     def finish(self, summary: dict[str, Any], name: str, figure: Figure) -> None:
         """Writes ``summary.json`` and the figure, and says where they are."""
         with replacing(self.workdir / name) as temporary:
             figure.savefig(temporary)
-        write_json(self.workdir / "summary.json", finite(summary))
+        self.write(summary)
         print(f"{name} and summary.json are in {self.workdir}", flush=True)
 
 
