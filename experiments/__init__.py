@@ -6,7 +6,7 @@ import sys
 
 if sys.argv[0] == "-m":  # so while an experiment's imports run: Ctrl-C ends them without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    needed = ("absl", "filelock", "matplotlib", "orbax.checkpoint", "tensorflow_datasets", "tqdm")
+    needed = ("absl", "filelock", "matplotlib", "orbax.checkpoint", "tqdm")
     missing = [name for name in needed if importlib.util.find_spec(name.split(".")[0]) is None]
     if missing:
         sys.exit(f"error: {', '.join(missing)} cannot be imported; pip install -e '.[experiments]' brings all of it")

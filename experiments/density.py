@@ -59,6 +59,9 @@ class Config(RunFlags):
     anneal_steps: int = flag(
         0, "steps over which the temperature of log p(z) grows from 0.01 to 1 (Rezende & Mohamed); 0: none", at_least=0
     )
+    checkpoint_every: int = flag(
+        20, f"lines of metrics ({LINES} a run) between checkpoints; there is one at the end", at_least=1, resumable=True
+    )
     learn_base: bool = flag(False, "learn mean and standard deviations of the base distribution too")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
 
@@ -227,7 +230,7 @@ def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, s
 
 def draw_loss(run: RunFolder, lines: list[dict[str, float]], setting: str) -> None:
     """KL while learning, from the lines of metrics."""
-    steps, kl = (np.array([line[name] for line in lines], np.float64) for name in ("step", "kl"))
+    steps, kl = (np.array([line.get(name) for line in lines], np.float64) for name in ("step", "kl"))
     run.save_figure("loss.png", plotting.kl_curve(steps, kl, title=f"KL(q || p) while learning ({setting})"))
 
 

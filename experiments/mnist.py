@@ -51,16 +51,8 @@ SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
 class Config(RunFlags):
     """Flags of ``experiments.mnist``."""
 
-    flows: int = flag(
-        5, "K, the number of planar layers; 0 is the ordinary VAE", at_least=0, at_most=10_000, named=True
-    )
-    epochs: int = flag(
-        30,
-        "passes over the training images; more than before make a run longer",
-        at_least=1,
-        at_most=1_000_000,
-        resumable=True,
-    )
+    flows: int = flag(5, "K, the number of planar layers; 0: an ordinary VAE", at_least=0, at_most=10_000, named=True)
+    epochs: int = flag(30, "passes over the training images; more go on", at_least=1, at_most=10**6, resumable=True)
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1, named=True)
     dataset: str = flag("auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] uint8")
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", resumable=True)
@@ -76,16 +68,15 @@ class Config(RunFlags):
     optimizer: str = flag(
         None, "default: schedule_free for elbo, adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
     )
-    learning_rate: float = flag(None, f"default: {LEARNING_RATES}", above=0.0, at_most=1e30, default_before=1e-3)
+    learning_rate: float = flag(
+        None, "default: 8e-3 for schedule_free, 1e-3 for adam", above=0.0, at_most=1e30, default_before=1e-3
+    )
     warmup_steps: int = flag(
-        None,
-        "over which the learning rate grows; default: an epoch for schedule_free, 0 for adam",
-        at_least=0,
-        default_before=0,
+        None, "of the learning rate; default: an epoch for schedule_free, 0 for adam", at_least=0, default_before=0
     )
     weight_decay: float = flag(0.0, "decoupled from the gradient", at_least=0.0, at_most=1e30)
     clip_norm: float = flag(
-        0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0, at_most=1e30
+        0.0, "gradients of a greater norm are scaled down to it; 0: none", at_least=0.0, at_most=1e30
     )
     kl_warmup: int = flag(0, "epochs over which the weight of the KL term grows from 0 to 1", at_least=0)
     energy_annealing: int = flag(
@@ -93,9 +84,7 @@ class Config(RunFlags):
     )
     prng: str = flag(
         "threefry2x32",
-        "of the training's random numbers; threefry2x32: the same on every device; rbg, unsafe_rbg: the device's own "
-        "generator, for accelerators where threefry's share of a step shows; unsafe_rbg also splits keys without "
-        "safeguards",
+        "of the training's random numbers; threefry2x32: the same anywhere; rbg, unsafe_rbg: the device's generator",
         choices=("threefry2x32", "rbg", "unsafe_rbg"),
     )
     nll_samples: int = flag(
@@ -190,10 +179,10 @@ def main(argv: list[str]) -> None:
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
             "nll_samples": config.nll_samples,
-            "train": {"first_loss": lines[0]["first_train_loss"], "final_loss": lines[-1]["train_loss"]},
+            "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")},
             "test": evaluation.means(figures),
             "per_class": evaluation.means_by_class(figures, data.y_test),
-            "seconds_per_epoch": float(np.median([line["seconds"] for line in lines])),
+            "seconds_per_epoch": float(np.median([line["seconds"] for line in lines if line])),
             "seconds": run.seconds(),
         }
         run.finish(summary)
@@ -286,7 +275,7 @@ def draw_losses(
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
     curves = {
         f"{name} {when}": np.array(
-            [lines[0][f"first_{name}_loss"], *(line[f"{name}_loss"] for line in lines)], np.float64
+            [lines[0].get(f"first_{name}_loss"), *(line.get(f"{name}_loss") for line in lines)], np.float64
         )
         for name, when in (
             ("train", "(first step, then mean over each epoch)"),

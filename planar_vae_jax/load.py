@@ -126,7 +126,7 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
         raise ValueError(f"checkpoint must be 'latest' or 'best'; got {checkpoint!r}")
     folder = Path(workdir).expanduser()
     stored = _read_config(folder)
-    found = reading.read_checkpoint(folder / "checkpoints", checkpoint)
+    found = reading.read_checkpoint(folder / "checkpoints", checkpoint, check=reading.check_finite)
     flags = stored["flags"]
     vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
     try:

@@ -42,8 +42,14 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
 
 
-def evaluation_params(state: TrainState) -> Any:
-    """The parameters that a model is judged by: the average of a schedule-free optimiser, else the newest."""
+def averaged_params(state: TrainState) -> Any:
+    """The average of a schedule-free optimiser; None of any other."""
     nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, ScheduleFreeState))
     averages = [node for node in nodes if isinstance(node, ScheduleFreeState)]
-    return schedule_free_eval_params(averages[0], state.params) if averages else state.params
+    return schedule_free_eval_params(averages[0], state.params) if averages else None
+
+
+def evaluation_params(state: TrainState) -> Any:
+    """The parameters that a model is judged by: the average where there is one, else the newest."""
+    average = averaged_params(state)
+    return state.params if average is None else average

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np

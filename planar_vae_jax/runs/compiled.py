@@ -10,6 +10,7 @@ import numpy as np
 from planar_vae_jax import optimizers, training
 
 train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
+averaged_params = jax.jit(optimizers.averaged_params)
 evaluation_params = jax.jit(optimizers.evaluation_params)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import compiled, leaves, signals
+from planar_vae_jax.runs import compiled, leaves, reading, signals
 from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
@@ -159,8 +159,9 @@ class _Loop:
         return compiled.evaluation_params(self.state)
 
     def tree(self) -> dict[str, Any]:
-        """What a checkpoint holds: all that the rest follows from, and what figures are of."""
-        return {"state": self.state, "info": self.info, "key": self.key, "evaluated": self.evaluated()}
+        """What a checkpoint holds: all that the rest follows from, and what figures are of if that is an average."""
+        average = compiled.averaged_params(self.state)
+        return {"state": self.state, "info": self.info, "key": self.key, "average": average}
 
     def begin_or_go_on(self) -> None:
         """From the newest whole checkpoint, if there is one; the lines of metrics after it are cut off."""
@@ -275,17 +276,13 @@ def _check_finite(tree: Any) -> None:
         raise ValueError("not every parameter is finite")
 
 
-def _check_leaves(by_name: dict[str, Any]) -> None:
-    _check_finite({"state": [leaf for name, leaf in by_name.items() if name.startswith("['state']")]})
-
-
 def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fitted:
     """The checkpoint that the flags name, with the run's folder set for its figures."""
     which, workdir = run.config.checkpoint, run.workdir
     if which == "best" and score is None:
         raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
     try:
-        found = read_checkpoint(workdir / "checkpoints", which, tell=warn, check=_check_leaves)
+        found = read_checkpoint(workdir / "checkpoints", which, tell=warn, check=reading.check_finite)
     except NoCheckpointError:
         raise UsageError(
             f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"

@@ -69,8 +69,8 @@ def _like(found: Any, leaf: Any) -> Any:
 
 def fill_params(leaves: dict[str, Any], like: Any) -> Any:
     """The parameters that a run's figures are of, as a tree like ``like``; see :func:`fill`."""
-    evaluated = any(name.startswith("['evaluated']") for name in leaves)  # version 0.1 had the state alone
-    return fill(leaves, like, "['evaluated']" if evaluated else "['state'].params")
+    averaged = any(name.startswith("['average']") for name in leaves)
+    return fill(leaves, like, "['average']" if averaged else "['state'].params")
 
 
 def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:

@@ -81,6 +81,17 @@ def read_checkpoint(
         return checked(chosen)
 
 
+def check_finite(leaves: dict[str, Any]) -> None:
+    """For :func:`read_checkpoint`: training saves no state that is not finite, but a fault of the memory may make one.
+
+    Raises:
+        ValueError: a number of the state is not finite.
+    """
+    arrays = [leaf for name, leaf in leaves.items() if name.startswith("['state']") and isinstance(leaf, np.ndarray)]
+    if not all(np.all(np.isfinite(leaf)) for leaf in arrays):
+        raise ValueError("not every parameter is finite")
+
+
 def steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
