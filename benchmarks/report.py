@@ -60,7 +60,7 @@ def ratio(numerator: float | None, denominator: float | None) -> float | None:
 
 def print_ratios(ratios: Ratios) -> None:
     """A line a ratio."""
-    width = max(map(len, ratios))
+    width = max(map(len, ratios), default=0)
     print()
     for name, value in ratios.items():
         print(f"{name:<{width}}  {'not measured' if value is None else format(value, '.3g')}")
