@@ -43,6 +43,23 @@ from planar_vae_jax.runs.console import run_main
 
 GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 SEEDS_FLOWS = 5  # K of several runs at once, and of quality
+COLUMNS = {  # of a row -> its head, and in which unit
+    "median_ms": ("ms", 1.0),
+    "ms_a_seed": ("ms a seed", 1.0),
+    "steps_a_second": ("a second", 1.0),
+    "operations": ("GFLOP", 1e-9),
+    "share_of_operations": ("% of peak", 1e2),
+    "products": ("products", 1e-9),
+    "share_of_products": ("% of peak", 1e2),
+    "bytes": ("MB", 1e-6),
+    "share_of_bytes": ("% of peak", 1e2),
+    "kernels": ("kernels", 1.0),
+    "seconds": ("seconds", 1.0),
+    "epochs": ("epochs", 1.0),
+    "last_free_energy": ("nats", 1.0),
+    "ms_a_step": ("ms a step", 1.0),
+    "compile_seconds": ("compile, s", 1.0),
+}
 Row = dict[str, Any]
 Measurements = dict[str, Callable[[], Row]]  # what -> its row
 
@@ -93,7 +110,7 @@ def main(argv: list[str]) -> None:
                 continue
             with compiled_anew():
                 rows.append({"name": name, **measure()})
-            print_row(rows[-1])
+            print_row(rows[-1], heads=len(rows) == 1)
         summary |= {section: rows, "left_out": left_out, "load_average_at_end": load()}
         results.write(summary)
     if left_out:
@@ -230,10 +247,13 @@ def quality(config: Config, data: Dataset) -> Row:
 # --- What is said about it.
 
 
-def print_row(row: Row) -> None:
-    """A line a row: every number with its name."""
-    shown = {name: value for name, value in row.items() if isinstance(value, int | float)}
-    print(f"{row['name']:<24} " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
+def print_row(row: Row, heads: bool) -> None:
+    """A line of a table; before the first, the heads of the columns that it has."""
+    columns = {name: column for name, column in COLUMNS.items() if name in row}
+    if heads:
+        print(f"{'':<24}" + "".join(f"{head:>11}" for head, _ in columns.values()))
+    texts = ["-" if row[name] is None else f"{row[name] * scale:.4g}" for name, (_, scale) in columns.items()]
+    print(f"{row['name']:<24}" + "".join(f"{text:>11}" for text in texts), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Our training of a VAE as a contestant: keys, defaults and compiled functions of ``experiments.mnist``."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -35,7 +36,12 @@ class Task(NamedTuple):
 
     def params(self) -> Any:
         """The weights before the first step."""
-        return jax.jit(self.vae.init)(self.keys()[0])
+        return _init(self.vae, self.keys()[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(vae: VAE, key: jax.Array) -> Any:
+    return vae.init(key)
 
 
 def warmup_steps(optimizer: str, epoch_steps: int) -> int:

@@ -3,7 +3,7 @@
     pip install -e '.[bench]'
     python -m benchmarks.time_to_quality --data_dir=DIR
 
-takes about eight minutes on two CPU cores with MNIST, prints a table, and writes the curves and a picture into
+takes about six minutes on two CPU cores with MNIST, prints a table, and writes the curves and a picture into
 ``runs/bench-time-to-quality``. All contestants train the model of ``experiments.mnist`` on the same images, from the
 same weights, half an epoch each in turns, until the free energy of all test images, evaluated after each half epoch, is
 first at most ``--target``:
