@@ -89,7 +89,7 @@ class Progress:
         """``done`` of them are done, with the figures to show, each beside its standard error ``NAME_se``."""
         shown = {name: value for name, value in values.items() if not name.endswith("_se")}
         text = ", ".join(f"{name} {with_error(value, values.get(f'{name}_se'))}" for name, value in shown.items())
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_postfix_str(text.replace("_loss ", " "), refresh=False)  # 80 columns have room for no more
         self._bar.update(done - self._done)
         self._done = done
         if self._bar.disable:
