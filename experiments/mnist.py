@@ -76,7 +76,13 @@ class Config(RunFlags):
     optimizer: str = flag(
         None, "default: schedule_free for elbo, adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
     )
-    learning_rate: float = flag(None, f"default: {LEARNING_RATES}", above=0.0, at_most=1e30, default_before=1e-3)
+    learning_rate: float = flag(
+        None,
+        f"default: {', '.join(f'{rate:g} for {name}' for name, rate in LEARNING_RATES.items())}",
+        above=0.0,
+        at_most=1e30,
+        default_before=1e-3,
+    )
     warmup_steps: int = flag(
         None,
         "over which the learning rate grows; default: an epoch for schedule_free, 0 for adam",
@@ -248,7 +254,7 @@ def describe(
     parts = [
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
         "grey levels" if binarization == "none" else f"{binarization} binarisation",
-        f"K = {vae.flow_length}{' amortised' * vae.amortized}",
+        f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
         *(["squared error, no KL"] if objective == "reconstruction" else []),
         f"{epochs} epoch{'s' * (epochs > 1)}",
     ]
