@@ -113,6 +113,16 @@ def test_each_end_has_its_status_and_its_line(monkeypatch, capsys, error, status
     assert err.count("\n") == bool(text)
 
 
+def test_what_a_terminal_cannot_show_ends_nothing(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(console.signals, "install", lambda: None)
+    monkeypatch.setattr(console.signals, "ignore", lambda: None)
+    monkeypatch.setattr(console, "keep_compiled_programs", lambda: None)
+    console.run_main(lambda argv: print("1.0 ± 0.1", flush=True))
+    assert out.buffer.getvalue() == b"1.0 ? 0.1\n"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def main(argv):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")

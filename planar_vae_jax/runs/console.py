@@ -1,5 +1,6 @@
 """What a run says: its progress, its figures, its warnings, its end; all readable in 80 columns."""
 
+import io
 import os
 import sys
 import textwrap
@@ -26,6 +27,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     128 + N: stopped by signal N.
     """
     signals.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it has no ±, say
     keep_compiled_programs()
     try:
         main(sys.argv[1:])
