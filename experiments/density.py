@@ -114,7 +114,8 @@ def main(argv: list[str]) -> None:
             )
         kl = estimate.value + target.log_z
         name = f"mixture, standard deviation {config.scale:g}" if target.name == "mixture" else target.name
-        setting = f"{name}; K = {config.flows}, {steps} steps"
+        kind = f"{f' {config.h}' * (config.h != 'tanh')}{', learned base' * config.learn_base}"
+        setting = f"{name}; K = {config.flows}{kind}, {steps} steps"
         draw_density(run, target, flow, f"{setting}; KL = {with_error(kl, estimate.standard_error)} nats", setting)
         draw_loss(run, fitted.lines, setting)
         summary = {

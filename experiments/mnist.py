@@ -237,7 +237,7 @@ def describe(
     parts = [
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
         "grey levels" if binarization == "none" else f"{binarization} binarisation",
-        f"K = {vae.flow_length}{' amortised' * vae.amortized}",
+        f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
         *(["squared error, no KL"] if objective == "reconstruction" else []),
         f"{epochs} epoch{'s' * (epochs > 1)}",
     ]

@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class Run:
     What is drawn for image i follows from the key and from i.
 
     Raises:
-        ValueError: (every method) for images or ``z`` of another shape or scale.
+        ValueError: (every method) for images or ``z`` of another shape or scale, or a number that is none.
     """
 
     config: dict[str, Any]  # every flag of the run
@@ -59,6 +61,7 @@ class Run:
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """``n`` pictures decoded from the prior."""
+        n = _whole_number("n", n, at_least=0)
         return evaluation.sample_prior(self.vae, self.params, key, n)
 
     def free_energy(self, images: Array, key: jax.Array) -> jax.Array:
@@ -67,11 +70,21 @@ class Run:
 
     def nll(self, images: Array, key: jax.Array, samples: int = 128) -> jax.Array:
         """``-log p(x)`` of each image by importance sampling."""
-        drawn = self._draw(images, key)
+        samples, drawn = _whole_number("samples", samples, at_least=1), self._draw(images, key)
         return evaluation.marginal_likelihood(self.vae, self.params, drawn, samples=samples).nll
 
     def _draw(self, images: Array, key: jax.Array) -> evaluation.Images:
         return _draw(jnp.asarray(_as_uint8(images, self.vae.image_shape)), key, self.binarization)
+
+
+def _whole_number(name: str, value: int, *, at_least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = at_least - 1
+    if number < at_least:
+        raise ValueError(f"{name} must be a whole number, at least {at_least}; got {value!r}")
+    return number
 
 
 def _as_uint8(images: Array, shape: tuple[int, int]) -> np.ndarray:
@@ -112,6 +125,8 @@ def _decode(vae: VAE, params: Any, z: jax.Array) -> jax.Array:
 def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run:
     """The trained model of a run; reads only, also beside a running process.
 
+    A damaged checkpoint that ``"latest"`` passes over is a warning.
+
     Args:
         workdir: the folder that ``python -m experiments.mnist --workdir=...`` wrote.
         checkpoint: ``"latest"``, or ``"best"``: the lowest validation loss (``--validation``).
@@ -126,9 +141,23 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
         raise ValueError(f"checkpoint must be 'latest' or 'best'; got {checkpoint!r}")
     folder = Path(workdir).expanduser()
     stored = _read_config(folder)
-    found = reading.read_checkpoint(folder / "checkpoints", checkpoint, check=reading.check_finite)
+    try:
+        found = reading.read_checkpoint(
+            folder / "checkpoints",
+            checkpoint,
+            tell=lambda line: warnings.warn(line, stacklevel=2),
+            check=reading.check_finite,
+        )
+    except reading.NoCheckpointError as error:
+        hint = (
+            "; only a run with --validation, or with validation images, has a best one" if checkpoint == "best" else ""
+        )
+        raise reading.NoCheckpointError(f"{error}{hint}") from None
     flags = stored["flags"]
-    vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
+    try:
+        vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} is not the config of a run (no flag {error})") from None
     try:
         params = leaves.fill_params(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)))
     except ValueError as error:
@@ -152,10 +181,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         stored = json.loads(path.read_bytes())
-        experiment = stored["experiment"]
+        experiment, _ = stored["experiment"], stored["flags"].keys()
     except FileNotFoundError:
         raise ValueError(f"workdir must be the folder of a run; {folder} has no config.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the config of a run ({error})") from None
     if experiment != "mnist":
         raise ValueError(f"workdir must be a run of experiments.mnist; {folder} is one of experiments.{experiment}")

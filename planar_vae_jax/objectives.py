@@ -118,6 +118,8 @@ def importance_nll(
         samples: S.
         chunk: samples of an image that are held at a time: memory is O(chunk B H W), time O(S B).
     """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1; got {samples}")
     posterior = model.encode(images)
     keys = jax.random.split(key, len(images)) if key.ndim == 0 else key
     chunk = min(chunk, samples)

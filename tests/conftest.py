@@ -7,6 +7,9 @@ import tempfile
 
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the suite's time is spent on compiling. Machine code that is not optimised has the same arithmetic, and is
+# made in half of the time; .ci/run runs the numerics again as users have them (XLA_FLAGS= switches this off).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
 import jax

@@ -42,6 +42,7 @@ NPZ_FAULTS = {
         "x_train",
         r"float32 from 0 to 255: save x\.astype\(numpy\.uint8\) instead",
     ),
+    "floats to 16": ({"x_test": IMAGES / 255 * 16}, "x_test", r"float64 from 0 to 16: save x / 16 instead"),
     "floats from -1": ({"x_test": IMAGES / 127.5 - 1}, "x_test", r"float64 from -1 to 1: scale them to 0 to 1 instead"),
     "floats above 255": ({"x_train": IMAGES * 2.0}, "x_train", r"from 0 to 510: scale them to 0 to 1 instead"),
     "infinite": ({"x_train": np.where(IMAGES > 250, np.inf, 0.5)}, "x_train", r"float64 with infinite values"),
@@ -49,6 +50,7 @@ NPZ_FAULTS = {
     "above 255": ({"x_test": IMAGES.astype(np.uint16) * 257}, "x_test", r"uint16 from 0 to 65535: scale them"),
     "complex": ({"x_test": IMAGES * 1j}, "x_test", r"uint8.*got \[30, 28, 28\] complex128$"),
     "constant": ({"x_train": np.full_like(IMAGES, 7)}, "x_train", r"got the same grey level 7 in every pixel"),
+    "constant test": ({"x_test": np.zeros_like(IMAGES[:20])}, "x_test", r"the same grey level 0"),
     "constant floats": ({"x_train": IMAGES * 0}, "x_train", r"the same grey level 0"),
     "nan": ({"x_train": NAN}, "x_train", r"got \[30, 28, 28\] float32 with NaN values"),
     "no images": ({"x_train": IMAGES[:0]}, "x_train", r"N > 0, got \[0, 28, 28\]"),
@@ -169,7 +171,7 @@ def test_digits_of_scikit_learn(tmp_path):
     images = pytest.importorskip("sklearn.datasets").load_digits().images
     path = tmp_path / "digits.npz"
     np.savez(path, x_train=images[:1500], x_test=images[1500:])
-    assert "from 0 to 16: save x.astype(numpy.uint8) instead" in error_of(str(path))
+    assert "from 0 to 16: save x / 16 instead" in error_of(str(path))
     np.savez(path, x_train=images[:1500].astype(np.uint8), x_test=images[1500:].astype(np.uint8))
     with pytest.warns(UserWarning, match=r"x_train, x_test: .*maximum is 16.*multiply by 255 // 16 = 15"):
         assert load_dataset(str(path)).x_train.shape == (1500, 8, 8)

@@ -107,6 +107,22 @@ def test_codes_of_another_size_are_refused(run):
         run.decode(np.zeros((4, 3), np.float32))
 
 
+@pytest.mark.parametrize("number", [-1, 2.5, None])
+def test_numbers_that_are_none_are_refused(run, images, number):
+    with pytest.raises(ValueError, match=f"n must be a whole number, at least 0; got {number}"):
+        run.sample(jax.random.key(0), number)
+    with pytest.raises(ValueError, match=f"samples must be a whole number, at least 1; got {number}"):
+        run.nll(images, jax.random.key(0), samples=number)
+
+
+def test_damage_that_is_passed_over_is_a_warning(workdir, tmp_path):
+    other = shutil.copytree(workdir, tmp_path / "other")
+    newest = max((other / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    (newest / "meta" / "metadata").write_text("{}")
+    with pytest.warns(UserWarning, match=f"{newest} is damaged"):
+        assert load_run(other).step < int(newest.name)
+
+
 def test_opening_reads_only(workdir):
     before = contents(workdir)
     for checkpoint in ("latest", "best"):
@@ -133,6 +149,14 @@ def test_what_is_no_such_run_is_told(workdir, tmp_path):
     (other / "config.json").write_text(json.dumps({**config, "flags": {**config["flags"], "hidden": 9}}))
     with pytest.raises(ValueError, match=r"another model.*\[9\]"):
         load_run(other)
+    flags = {name: config["flags"][name] for name in config["flags"] if name != "latent"}
+    (other / "config.json").write_text(json.dumps({**config, "flags": flags}))
+    with pytest.raises(ValueError, match="no flag 'latent'"):
+        load_run(other)
+    (other / "config.json").write_text(json.dumps({name: config[name] for name in config if name != "flags"}))
+    with pytest.raises(ValueError, match="not the config of a run"):
+        load_run(other)
+    (other / "config.json").write_text(json.dumps(config))
     shutil.rmtree(other / "checkpoints")
     with pytest.raises((ValueError, CheckpointError), match="no checkpoint"):
         load_run(other)

@@ -58,12 +58,12 @@ def test_the_bar_is_readable_at_80_columns(monkeypatch, unit):
     monkeypatch.setenv("COLUMNS", "80")
     with Progress(1500, unit, 30) as progress:
         progress.update(60, {"loss": 99.123, "validation_loss": 102.4321, "nothing": None})
-        progress.update(90, {"loss": 98.123, "validation_loss": 101.4321})
+        progress.update(90, {"train_loss": 198.123, "validation_loss": 101.4321, "validation_loss_se": 1.234})
         warn("something")
     frames = terminal.getvalue().replace("\n", "\r").split("\r")
     last = [frame for frame in frames if f"{unit} 90/1500" in frame][-1]
     assert len(last) <= 80
-    assert "loss 98.12, validation_loss 101.4" in last
+    assert "train 198.1, validation 101.4 ± 1.2" in last
     assert "|" in last
     assert any(frame.rstrip("\x1b[A ") == "something" for frame in frames)  # on a line of its own
     assert terminal.getvalue().endswith("\n")  # what is said next too
@@ -111,6 +111,16 @@ def test_each_end_has_its_status_and_its_line(monkeypatch, capsys, error, status
     err = capsys.readouterr().err
     assert err.startswith(text)
     assert err.count("\n") == bool(text)
+
+
+def test_what_a_terminal_cannot_show_ends_nothing(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(console.signals, "install", lambda: None)
+    monkeypatch.setattr(console.signals, "ignore", lambda: None)
+    monkeypatch.setattr(console, "keep_compiled_programs", lambda: None)
+    console.run_main(lambda argv: print("1.0 ± 0.1", flush=True))
+    assert out.buffer.getvalue() == b"1.0 ? 0.1\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -184,7 +194,12 @@ def test_flags_become_a_config():
     [
         ("--flows=-1", "--flows must be at least 0; got -1"),
         ("--flows=101", "--flows must be at most 100; got 101"),
-        ("--flows=two", "flows"),
+        ("--flows=two", "--flows must be a whole number; got 'two'"),
+        ("--flows=2.5", "--flows must be a whole number; got '2.5'"),
+        ("--rate=fast", "--rate must be a number; got 'fast'"),
+        ("--overwrite=perhaps", "--overwrite must be true or false; got 'perhaps'"),
+        ("--nooverwrite=3", "--nooverwrite=3 does not take an argument"),
+        ("--workdir=", "--workdir must be a folder; got ''"),
         ("--rate=0", "--rate must be greater than 0; got 0.0"),
         ("--rate=nan", "--rate must be a finite number; got nan"),
         ("--optimizer=sgd", "--optimizer must be one of new, adam; got 'sgd'"),

@@ -189,6 +189,7 @@ def receive(monkeypatch):
     exits = []
     monkeypatch.setattr(signals, "_exit", lambda number, text: exits.append((number, text)))
     monkeypatch.setattr(signals, "_requested", None)
+    monkeypatch.setattr(signals, "advice", "run the same command again to go on")
     return signals._receive, exits
 
 

@@ -52,7 +52,8 @@ def assemble(
             raise DataError(f"{source}: wanted {field}, got only {joined(where) or 'nothing'}")
     for split in SPLITS:
         _check_split(split, arrays, where)
-    _check_not_constant(arrays["x_train"], where["x_train"])
+        if f"x_{split}" in arrays:
+            _check_not_constant(arrays[f"x_{split}"], where[f"x_{split}"])
     indices = {f"{split}_index": np.arange(len(arrays[f"x_{split}"])) for split in SPLITS if f"x_{split}" in arrays}
     return Dataset(name, source, **dict.fromkeys(Dataset._fields[2:]) | dict(arrays) | indices)
 

@@ -63,11 +63,18 @@ def _from_floats(x: np.ndarray, where: str) -> np.ndarray:
         raise DataError(f"{where}: {WANTED}, got {shown(x)}{'' if np.isnan(x).any() else ' with infinite values'}")
     low, high = float(x.min()), float(x.max())
     if low < -SLACK or high > 1 + SLACK:
-        cure = "save x.astype(numpy.uint8)" if low >= 0 and high <= 255 else "scale them to 0 to 1"
         raise DataError(
-            f"{where}: {WANTED}, or floats from 0 to 1; got {shown(x)} from {low:g} to {high:g}: {cure} instead"
+            f"{where}: {WANTED}, or floats from 0 to 1; got {shown(x)} from {low:g} to {high:g}: "
+            f"{_cure(low, high)} instead"
         )
     return np.rint(np.clip(x, 0, 1) * np.asarray(255, x.dtype)).astype(np.uint8)
+
+
+def _cure(low: float, high: float) -> str:
+    """What a user does with floats from ``low`` to ``high``, which are not 0 to 1."""
+    if low < 0 or high > 255:
+        return "scale them to 0 to 1"
+    return f"save x / {high:g}" if high < DARK else "save x.astype(numpy.uint8)"
 
 
 def _said(came: np.ndarray, made: np.ndarray) -> str:

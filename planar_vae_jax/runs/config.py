@@ -80,8 +80,8 @@ def parse(
             default = (defaults or {}).get(field.name, field.default)
             _define(field, _type(config_class, field.name), default, values)
         rest = values([config_class.__name__, *argv])[1:]
-    except (flags.Error, TypeError) as error:  # TypeError: a default of the wrong type
-        raise UsageError(" ".join(str(error).split())) from None
+    except (flags.Error, TypeError, ValueError) as error:  # a default of the wrong type; --noFLAG=VALUE
+        raise UsageError(_of_absl(config_class, error)) from None
     except (OSError, UnicodeDecodeError) as error:  # --flagfile=FILE
         raise UsageError(f"--flagfile: {error}") from None
     if values["help"].value:
@@ -93,6 +93,17 @@ def parse(
     config = config_class(**{field.name: _value(field, values) for field in fields})
     check(config)
     return config
+
+
+def _of_absl(config_class: type, error: Exception) -> str:
+    """What absl says of a wrong flag, in one line."""
+    wrong = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if not isinstance(error, flags.IllegalFlagValueError) or wrong is None:
+        return " ".join(str(error).split())
+    name, value = wrong.groups()
+    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+    wish = kinds[bool if name == "help" else _type(config_class, name)]
+    return f"--{name} must be {wish}; got {value!r}"
 
 
 def check(config: Any) -> None:
@@ -117,11 +128,11 @@ def _check_one(field: dataclasses.Field[Any], value: Any) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         wish = "a finite number"
     elif at_least is not None and value < at_least:
-        wish = f"at least {at_least:g}"
+        wish = f"at least {at_least:.10g}"
     elif above is not None and value <= above:
-        wish = f"greater than {above:g}"
+        wish = f"greater than {above:.10g}"
     elif at_most is not None and value > at_most:
-        wish = f"at most {at_most:g}"
+        wish = f"at most {at_most:.10g}"
     if wish is not None:
         raise UsageError(f"--{field.name} must be {wish}; got {value!r}")
 
@@ -232,6 +243,8 @@ def _check_run(config: RunFlags) -> None:
     if config.overwrite and (config.eval_only or config.resume == "always"):
         other = "--eval_only" if config.eval_only else "--resume=always"
         raise UsageError(f"--overwrite begins afresh, which contradicts {other}")
+    if config.workdir == "":  # an unset variable of the shell, perhaps
+        raise UsageError("--workdir must be a folder; got ''")
     if config.workdir is None and config.eval_only:
         raise UsageError("--eval_only needs --workdir, the folder of a run")
     if config.workdir is not None and re.match(r"[A-Za-z][-+.A-Za-z0-9]*://", config.workdir):

@@ -1,5 +1,6 @@
 """What a run says: its progress, its figures, its warnings, its end; all readable in 80 columns."""
 
+import io
 import os
 import sys
 import textwrap
@@ -26,6 +27,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     128 + N: stopped by signal N.
     """
     signals.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it has no ±, say
     keep_compiled_programs()
     try:
         main(sys.argv[1:])
@@ -89,7 +92,7 @@ class Progress:
         """``done`` of them are done, with the figures to show, each beside its standard error ``NAME_se``."""
         shown = {name: value for name, value in values.items() if not name.endswith("_se")}
         text = ", ".join(f"{name} {with_error(value, values.get(f'{name}_se'))}" for name, value in shown.items())
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_postfix_str(text.replace("_loss ", " "), refresh=False)  # 80 columns have room for no more
         self._bar.update(done - self._done)
         self._done = done
         if self._bar.disable:

@@ -161,8 +161,7 @@ class RunFolder:
             traces = [name for name in _TRACES if (self.workdir / name).exists()]
             if traces:
                 raise UsageError(
-                    f"--workdir={self._named} holds {traces[0]} of a run but no config.json; name another, or move it "
-                    "aside by --overwrite"
+                    f"--workdir={self._named} holds {traces[0]} of a run but no config.json; {self._otherwise()}"
                 )
             if config.resume == "always" or config.eval_only:
                 which = "--eval_only" if config.eval_only else "--resume=always"
@@ -176,10 +175,13 @@ class RunFolder:
         differences = self._differences(stored)
         if differences:
             raise UsageError(
-                f"--workdir={self._named} holds another run ({'; '.join(differences)}); name another, or move it "
-                "aside by --overwrite"
+                f"--workdir={self._named} holds another run ({'; '.join(differences)}); {self._otherwise()}"
             )
         return stored
+
+    def _otherwise(self) -> str:
+        """What to do where this folder cannot be taken; ``--overwrite`` contradicts ``--eval_only``."""
+        return "name another" if self.eval_only else "name another, or move it aside by --overwrite"
 
     def _differences(self, stored: dict[str, Any]) -> list[str]:
         """What makes the stored run another one, as ``--flag: theirs there, ours here``."""
