@@ -16,7 +16,7 @@ import numpy as np
 from planar_vae_jax import objectives
 from planar_vae_jax.binarization import binarize_each
 from planar_vae_jax.models import VAE
-from planar_vae_jax.uncertainty import mean_and_error
+from planar_vae_jax.uncertainty import mean_and_error, means_and_errors
 
 BATCH = 1000  # images at a time; fixed, so that the last bits of a figure depend on nothing
 DECODED = 16_000  # images decoded at a time for the marginal likelihood, so that memory is bounded
@@ -128,10 +128,7 @@ def evaluate(vae: VAE, params: Any, images: Images, *, nll_samples: int) -> Figu
 
 def means(figures: Figures, rows: Any = slice(None)) -> dict[str, float | None]:
     """``{name: mean, name_se: its standard error}`` of every figure over the images in ``rows``."""
-    result: dict[str, float | None] = {}
-    for name, values in figures._asdict().items():
-        result[name], result[f"{name}_se"] = mean_and_error(values[rows])
-    return result
+    return means_and_errors({name: values[rows] for name, values in figures._asdict().items()})
 
 
 def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:

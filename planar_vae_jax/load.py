@@ -178,6 +178,8 @@ def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, int]) -> VAE:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    from planar_vae_jax.runs.config import LAYOUT
+
     path = folder / "config.json"
     try:
         stored = json.loads(path.read_bytes())
@@ -186,6 +188,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"workdir must be the folder of a run; {folder} has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the config of a run ({error})") from None
+    if stored.get("layout", 1) > LAYOUT:
+        raise ValueError(f"{path} is of a newer version of planar_vae_jax (layout {stored['layout']}, not {LAYOUT})")
     if experiment != "mnist":
         raise ValueError(f"workdir must be a run of experiments.mnist; {folder} is one of experiments.{experiment}")
     return stored

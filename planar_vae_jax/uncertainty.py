@@ -1,6 +1,7 @@
 """Means with their standard errors, and no more digits than these bear."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,6 +11,14 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
     values = np.asarray(values, np.float64)
     error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return float(np.mean(values)), error
+
+
+def means_and_errors(figures: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    """``{name: mean, name_se: its standard error}`` of figures by name, ``[N]`` each."""
+    result: dict[str, float | None] = {}
+    for name, values in figures.items():
+        result[name], result[f"{name}_se"] = mean_and_error(values)
+    return result
 
 
 def with_error(mean: float | None, error: float | None) -> str:

@@ -33,6 +33,7 @@ from planar_vae_jax.runs.files import (
     write_json,
 )
 from planar_vae_jax.runs.folder import RunFolder
+from planar_vae_jax.uncertainty import means_and_errors
 
 Report = Callable[[Any], dict[str, float | None]]
 
@@ -64,15 +65,14 @@ def fit(
     """Trains to the end, from the run's newest whole checkpoint if it has one; with ``--eval_only`` reads one.
 
     Line k of ``metrics.jsonl`` holds ``unit`` (its number, or the steps done), the means over the epoch's steps of the
-    figures that the loss returns, ``gradient_norm``, ``report(params)`` and ``seconds``; the first line also
-    ``first_NAME`` of each figure at the first step, and of ``report`` of the initial parameters.
+    figures of the loss and of ``gradient_norm`` with their standard errors ``NAME_se`` (by the scatter of the steps),
+    ``report(params)`` and ``seconds``; the first also ``first_NAME`` of each at the first step and of the first report.
 
     Args:
         run: where everything is written, and what its flags say of checkpoints.
         loss: (params, batch, key, step) -> (value to minimise [], {name: figure []}); it must close over no array.
         optimizer: an optax optimiser.
-        params: before the first step.
-        key: everything random in the training follows from it.
+        params, key: before the first step; everything random in the training follows from the key.
         steps: of the whole run.
         steps_per_epoch: between lines of metrics; the last epoch may be shorter.
         data: a pytree of arrays ``[N, ...]``, shuffled anew in each epoch; ``None``: the loss is given no batch.
@@ -208,7 +208,7 @@ class _Loop:
         done = self.done
         figures = {**self.info.figures, "gradient_norm": self.info.gradient_norm}
         steps = {name: np.asarray(values, np.float64)[: done.position] for name, values in figures.items()}
-        line = {name: np.mean(values) for name, values in steps.items()} | report(self.evaluated())
+        line = means_and_errors(steps) | report(self.evaluated())
         if done.epoch == 0:
             first = {name: steps[name][0] for name in self.info.figures} | report(self.initial)
             line |= {f"first_{name}": value for name, value in first.items()}
