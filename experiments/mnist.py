@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
             run,
             loss,
             optimizer,
-            jax.jit(vae.init)(init_key),
+            vae.init(init_key),
             train_key,
             steps=config.epochs * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,

@@ -126,13 +126,18 @@ class VAE:
 
     def init(self, key: jax.Array) -> Any:
         """Parameters drawn by ``key``: nested dicts of arrays."""
-        return nnx.to_pure_dict(nnx.state(Networks(self, rngs=_rngs(key)), nnx.Param))
+        return _init(self, key)
 
     def bind(self, params: Any) -> Networks:
         """The model with these parameters: ``encode(images [..., H, W]) -> PlanarFlow``, ``decode(z [..., L])``."""
         graphdef, state = _structure(self)
         nnx.replace_by_pure_dict(state := jax.tree.map(lambda leaf: leaf, state), params)
         return nnx.merge(graphdef, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(vae: VAE, key: jax.Array) -> Any:
+    return nnx.to_pure_dict(nnx.state(Networks(vae, rngs=_rngs(key)), nnx.Param))
 
 
 def _rngs(key: jax.Array) -> nnx.Rngs:
