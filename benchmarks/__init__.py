@@ -1,1 +1,6 @@
-"""Measurements of speed, compile time and memory; run them as ``python -m benchmarks.NAME``."""
+"""Measurements beside other libraries; run them as ``python -m benchmarks.NAME``.
+
+``flows``, ``epoch``, ``time_to_quality``, ``scaling``, ``accelerator``. What they share:
+``peers`` and ``problems`` (flows of other libraries), ``our_training``, ``torch_training``, ``torch_models``,
+``products``, ``race``, ``timing``, ``report``, ``device``.
+"""

@@ -238,7 +238,7 @@ def quality(config: Config, data: Dataset) -> Row:
         target=config.target,
         epoch_steps=task.epoch_steps,
         max_epochs=config.max_epochs,
-        tell=show,
+        show=show,
     )["ours"]
     points = [point._asdict() for point in curve]
     return {**row("ours", curve, config.target, task.epoch_steps, seconds), "data": data.name, "curve": points}

@@ -36,7 +36,7 @@ def race(
     target: float,
     epoch_steps: int,
     max_epochs: int,
-    tell: Callable[[str, Point], None] = lambda name, point: None,
+    show: Callable[[str, Point], None] = lambda name, point: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[Point]]:
     """Half an epoch of each in turns, so that a slow spell of the machine meets all of them.
@@ -49,7 +49,7 @@ def race(
         target: a training is over when it is first at most that, or is not finite.
         epoch_steps: steps an epoch.
         max_epochs: after which nobody goes on.
-        tell: is given each point.
+        show: is given each point.
 
     Returns:
         name -> its curve, from the first weights on.
@@ -67,7 +67,7 @@ def race(
             trainings[name].train(steps)
             seconds = last.seconds + clock() - start
             curves[name].append(Point(half / 2, seconds, evaluate(trainings[name].params())))
-            tell(name, curves[name][-1])
+            show(name, curves[name][-1])
         order.reverse()
     return curves
 

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
         target=config.target,
         epoch_steps=task.epoch_steps,
         max_epochs=config.max_epochs,
-        tell=show,
+        show=show,
     )
     rows = [row(name, curve, config.target, task.epoch_steps, seconds[name]) for name, curve in curves.items()]
     print_rows(rows, left_out, config.target)

@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
             vae,
             config.objective,
             binarization,
-            warmup_steps=config.kl_warmup * steps_per_epoch,
+            kl_warmup_steps=config.kl_warmup * steps_per_epoch,
             annealing_steps=config.energy_annealing * steps_per_epoch,
         )
         optimizer = make_optimizer(

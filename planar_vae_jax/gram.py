@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planar_vae_jax.batches import beside_events, full_like
+from planar_vae_jax.layouts import beside_events, full_like
 from planar_vae_jax.nonlinearities import Nonlinearity
 
 # TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.

@@ -145,7 +145,7 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
         found = reading.read_checkpoint(
             folder / "checkpoints",
             checkpoint,
-            tell=lambda line: warnings.warn(line, stacklevel=2),
+            warn=lambda line: warnings.warn(line, stacklevel=2),
             check=reading.check_finite,
         )
     except reading.NoCheckpointError as error:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planar_vae_jax.batches import beside_events
+from planar_vae_jax.layouts import beside_events
 from planar_vae_jax.nonlinearities import Nonlinearity
 
 

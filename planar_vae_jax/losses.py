@@ -11,7 +11,9 @@ from planar_vae_jax.models import VAE
 from planar_vae_jax.training import Loss
 
 
-def vae_loss(vae: VAE, objective: str, binarization: str, *, warmup_steps: int = 0, annealing_steps: int = 0) -> Loss:
+def vae_loss(
+    vae: VAE, objective: str, binarization: str, *, kl_warmup_steps: int = 0, annealing_steps: int = 0
+) -> Loss:
     """The mean over a batch of images ``[B, H, W]`` uint8 of what a VAE minimises.
 
     Beside it: ``train_loss``, the same without annealing; ``reconstruction`` and ``kl``; ``annealed_loss`` where there
@@ -21,7 +23,7 @@ def vae_loss(vae: VAE, objective: str, binarization: str, *, warmup_steps: int =
         vae: the architecture.
         objective: ``"elbo"``: the free energy, nats; ``"reconstruction"``: the squared error, without a KL term.
         binarization: one of ``BINARIZATIONS``; for ``static`` the images are 0 or 255 already.
-        warmup_steps: over which the weight of the KL term grows from 0 to 1.
+        kl_warmup_steps: over which the weight of the KL term grows from 0 to 1.
         annealing_steps: over which the temperature of log p(x, z) grows from 0.01 to 1 (Rezende & Mohamed 2015).
     """
     drawn = "none" if binarization == "static" else binarization
@@ -31,9 +33,9 @@ def vae_loss(vae: VAE, objective: str, binarization: str, *, warmup_steps: int =
         terms = objectives.free_energy(vae.bind(params), binarize(binarize_key, images, drawn), noise_key)
         plain = terms.squared_error if objective == "reconstruction" else terms.free_energy
         figures = {"train_loss": plain, "reconstruction": terms.reconstruction, "kl": terms.kl}
-        if warmup_steps or annealing_steps:
+        if kl_warmup_steps or annealing_steps:
             temperature = jnp.minimum(1.0, 0.01 + step / annealing_steps) if annealing_steps else 1.0
-            kl_weight = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
+            kl_weight = jnp.minimum(1.0, step / kl_warmup_steps) if kl_warmup_steps else 1.0
             figures["annealed_loss"] = plain = terms.annealed(temperature, kl_weight)
         return jnp.mean(plain), {name: jnp.mean(values) for name, values in figures.items()}
 

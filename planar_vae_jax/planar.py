@@ -191,7 +191,7 @@ def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax
 # --- What is compiled: everything is written for one flow [K, D] and its events [..., D].
 
 
-class Layers(NamedTuple):
+class Prepared(NamedTuple):
     """What K layers need besides ``z``: computed once, outside of every loop over layers."""
 
     u: jax.Array  # [K, D]
@@ -211,13 +211,13 @@ def _backward(params: Planar, zK: jax.Array, *, h: str) -> tuple[jax.Array, jax.
     return _for_each_flow(functools.partial(_inverse_scan, NONLINEARITIES[h]), params, zK)
 
 
-Flow = Callable[[Layers, jax.Array], tuple[jax.Array, jax.Array]]
+Flow = Callable[[Prepared, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``flow(layers of one flow, z [..., D])``, with ``jax.vmap`` over the leading axes that ``params`` have."""
     params, z = jax.tree.map(lambda leaf: leaf.astype(computed_in(leaf.dtype)), (params, z))
-    layers = Layers(*params, constrain(params.u, params.w))
+    layers = Prepared(*params, constrain(params.u, params.w))
     flows = params.b.shape[:-1]
     lead = jnp.broadcast_shapes(flows, z.shape[:-1])
     z = jnp.broadcast_to(z, (*lead, z.shape[-1]))
@@ -234,22 +234,22 @@ def computed_in(dtype: jax.typing.DTypeLike) -> Any:
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
-def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Layers) -> jax.Array:
+def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Prepared) -> jax.Array:
     """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a [K, ...]``."""
     if not len(a):
         return jnp.sum(a, 0)
     return sum_log_slopes(nonlinearity, a, *layers.constrained[-3:])
 
 
-def _gram(nonlinearity: Nonlinearity, layers: Layers, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gram(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
     zK, a = gram_layers(nonlinearity, layers.constrained.u_hat, layers.w, layers.b, z0)
     return zK, _log_det(nonlinearity, a, layers)
 
 
-def _scan(nonlinearity: Nonlinearity, layers: Layers, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
     """K layers one after the other: the reference."""
 
-    def layer(z: Any, one: Layers) -> tuple[Any, jax.Array]:
+    def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
         a = _dot(one.w, z) + one.b
         return _add(z, nonlinearity.value(a), one), a
 
@@ -257,8 +257,8 @@ def _scan(nonlinearity: Nonlinearity, layers: Layers, z0: jax.Array) -> tuple[ja
     return _join(z), _log_det(nonlinearity, a, layers)
 
 
-def _inverse_scan(nonlinearity: Nonlinearity, layers: Layers, zK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def layer(z: Any, one: Layers) -> tuple[Any, jax.Array]:
+def _inverse_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
         a = solve_preactivation(nonlinearity, _dot(one.w, z) + one.b, one.constrained.m)
         return _add(z, -nonlinearity.value(a), one), a
 
@@ -284,7 +284,7 @@ def _dot(w: jax.Array, z: Any) -> jax.Array:
     return jnp.sum(jnp.expand_dims(w, range(z.ndim - 1)) * z, -1)
 
 
-def _add(z: Any, value: jax.Array, one: Layers) -> Any:
+def _add(z: Any, value: jax.Array, one: Prepared) -> Any:
     """``z + value u_hat``; of an amortised flow ``u_hat`` is never written out."""
     if isinstance(z, list):
         return [z_d + value * one.constrained.u_hat[d] for d, z_d in enumerate(z)]

@@ -40,7 +40,7 @@ class Folder:
         self.path, self.told = path, []
 
     def __call__(self, action, keep=3):
-        checkpoints = Checkpoints(self.path, keep=keep, tell=self.told.append)
+        checkpoints = Checkpoints(self.path, keep=keep, warn=self.told.append)
         try:
             return action(checkpoints)
         finally:
@@ -57,7 +57,7 @@ class Folder:
         return self(lambda checkpoints: checkpoints.restore(make(0)))
 
     def read(self, which):
-        return read_checkpoint(self.path, which, tell=self.told.append)
+        return read_checkpoint(self.path, which, warn=self.told.append)
 
     def contents(self):
         return {path: path.read_bytes() for path in self.path.rglob("*") if path.is_file()}

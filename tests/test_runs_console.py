@@ -12,7 +12,7 @@ import jax
 import pytest
 import toy
 
-from planar_vae_jax.runs import console
+from planar_vae_jax.runs import compiled, console
 from planar_vae_jax.runs.config import RunFlags, UsageError, default_workdir, flag, parse, parse_run
 from planar_vae_jax.runs.console import Progress, table, warn
 from planar_vae_jax.runs.files import RunError
@@ -101,7 +101,7 @@ def test_each_end_has_its_status_and_its_line(monkeypatch, capsys, error, status
     monkeypatch.setattr(sys, "argv", ["run", "--seed=1"])
     for name in ("install", "ignore"):
         monkeypatch.setattr(console.signals, name, lambda: None)
-    monkeypatch.setattr(console, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(compiled, "keep_programs", lambda: None)
     if status is None:
         console.run_main(main)
     else:
@@ -118,7 +118,7 @@ def test_what_a_terminal_cannot_show_ends_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(console.signals, "install", lambda: None)
     monkeypatch.setattr(console.signals, "ignore", lambda: None)
-    monkeypatch.setattr(console, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(compiled, "keep_programs", lambda: None)
     console.run_main(lambda argv: print("1.0 ± 0.1", flush=True))
     assert out.buffer.getvalue() == b"1.0 ? 0.1\n"
 
@@ -129,7 +129,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
     for name in ("install", "ignore"):
         monkeypatch.setattr(console.signals, name, lambda: None)
-    monkeypatch.setattr(console, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(compiled, "keep_programs", lambda: None)
     with pytest.raises(jax.errors.JaxRuntimeError):
         console.run_main(main)
 
@@ -138,8 +138,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 KEEP = """
 import jax, sys
-from planar_vae_jax.runs.console import keep_compiled_programs
-keep_compiled_programs()
+from planar_vae_jax.runs.compiled import keep_programs
+keep_programs()
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
 """
 
@@ -166,8 +166,8 @@ def test_programs_are_kept_in_a_folder_of_bounded_size(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's place")
 def test_without_a_home_folder_nothing_is_kept():
     # Imported before it becomes a user that the list of users does not know: Python may lie in a home folder.
-    nobody = "import os; os.environ.pop('HOME', None); os.setuid(54321)\nkeep_compiled_programs()\n"
-    assert kept(KEEP.replace("keep_compiled_programs()\n", nobody)) == ["None", "-1"]
+    nobody = "import os; os.environ.pop('HOME', None); os.setuid(54321)\nkeep_programs()\n"
+    assert kept(KEEP.replace("keep_programs()\n", nobody)) == ["None", "-1"]
 
 
 # --- Flags

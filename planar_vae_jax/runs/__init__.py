@@ -1,1 +1,8 @@
-"""One run in one folder: flags, files, checkpoints, the training loop; knows no model and no data set."""
+"""One run in one folder; knows no model and no data set.
+
+- ``config``: flags from a dataclass, and those of every run; ``folder``: is it the same run; ``lock``: whose it is.
+- ``fit``: the training loop; ``epochs``: how far it is; ``compiled``: what it compiles, the cache of programs, what is
+  not finite; ``signals``: Ctrl-C and SIGTERM.
+- ``checkpoints``: save, restore, delete; ``reading``: read only, checksums, format; ``leaves``: a tree as bytes.
+- ``files``: whole or not there, lines of metrics; ``console``: progress, tables, warnings, exit status.
+"""

@@ -2,7 +2,7 @@
 
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
         found = checkpoints.restore(like=tree)                       # the newest that is whole, or None
-        checkpoints.save(step, tree, {"epoch": 4}, score=test_loss)  # goes on in the background
+        checkpoints.save(step, tree, {"epoch": 4}, score=validation_loss)  # goes on in the background
 
 Orbax makes a step appear under its name at once or never, but it restores a flipped bit in silence, and it does not
 fall back to an older step. So every checkpoint carries the CRC-32 of its arrays and of the rest; one that does not
@@ -54,7 +54,7 @@ class Checkpoints:
     Args:
         directory: made by the first save; nobody else may write into it meanwhile.
         keep: how many of the newest stay, at least 1.
-        tell: is given a line for each damaged checkpoint that is passed over.
+        warn: is given a line for each damaged checkpoint that is passed over.
         check: is given each tree that is read; a ``ValueError`` of its makes that checkpoint a damaged one.
         name: what people call a step.
     """
@@ -64,12 +64,12 @@ class Checkpoints:
         directory: Path,
         *,
         keep: int = 3,
-        tell: Callable[[str], object] = print,
+        warn: Callable[[str], object] = print,
         check: Callable[[Any], object] = lambda tree: None,
         name: Callable[[int], str] = "step {}".format,
     ):
         self.directory = Path(directory).absolute()
-        self._keep, self._tell, self._check, self._name = keep, tell, check, name
+        self._keep, self._warn, self._check, self._name = keep, warn, check, name
         self._damaged: list[int] = []  # passed over, to be set aside
         self._scores: dict[int, float] = {}
         self._writer: Any = None
@@ -100,7 +100,7 @@ class Checkpoints:
         except NoCheckpointError:
             return None
         for step, reason in damaged.items():
-            self._tell(
+            self._warn(
                 f"checkpoint {self.directory / str(step)} ({self._name(step)}) is damaged ({reason}): "
                 f"{self._name(found.step)} is used instead"
             )

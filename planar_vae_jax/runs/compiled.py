@@ -1,6 +1,11 @@
-"""What a run compiles, once for every run of the same shapes: all that runs differ in is an argument."""
+"""What a run compiles, once for every run of the same shapes: all that runs differ in is an argument.
+
+Also where compiled programs are kept, and the check for losses and states that are not finite.
+"""
 
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax import optimizers, training
+
+CACHE_BYTES = 2**29  # of compiled programs that are kept
 
 train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
 averaged_params = jax.jit(optimizers.averaged_params)
@@ -31,7 +38,7 @@ def take_batch(data: Any, order: Any, position: int) -> Any:
     return None if data is None else jax.tree.map(lambda leaf: leaf[order[position]], data)
 
 
-def first_bad(info: training.StepInfo, start: int, stop: int) -> int | None:
+def first_not_finite(info: training.StepInfo, start: int, stop: int) -> int | None:
     """The first of these steps whose loss or gradient is not finite."""
     # Of NumPy's: JAX would compile each slice.
     sound = [np.isfinite(np.asarray(leaf)[start:stop]) for leaf in (info.loss, info.gradient_norm)]
@@ -44,3 +51,24 @@ def all_finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is."""
     found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack(found)) if found else jnp.array(True)
+
+
+def keep_programs() -> None:
+    """Turns on JAX's persistent compilation cache, so that a second start compiles nothing.
+
+    In the user's cache folder, where old programs make room for new ones, unless ``JAX_COMPILATION_CACHE_DIR`` names
+    one (empty: no cache). Where there is no home folder, or it cannot be written, there is no cache.
+    """
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planar_vae_jax" / "programs"
+        folder.mkdir(parents=True, exist_ok=True)
+        for program in folder.glob("*-cache"):  # JAX writes a program, then its time: a process killed in between
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink(missing_ok=True)
+    except (RuntimeError, OSError):  # no HOME, and the user is not in the list of users; or it cannot be written
+        return
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))

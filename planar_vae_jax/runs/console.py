@@ -1,23 +1,20 @@
 """What a run says: its progress, its figures, its warnings, its end; all readable in 80 columns."""
 
 import io
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from planar_vae_jax.runs import signals
+from planar_vae_jax.runs import compiled, signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.uncertainty import with_error
 
 WIDTH = 80  # columns
-CACHE_BYTES = 2**29  # of compiled programs that are kept
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
@@ -29,7 +26,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     signals.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where it has no ±, say
-    keep_compiled_programs()
+    compiled.keep_programs()
     try:
         main(sys.argv[1:])
     except UsageError as error:
@@ -49,27 +46,6 @@ def _exit(status: int, text: str) -> None:
     signals.ignore()
     print(text, file=sys.stderr, flush=True)
     sys.exit(status)
-
-
-def keep_compiled_programs() -> None:
-    """Turns on JAX's persistent compilation cache, so that a second start compiles nothing.
-
-    In the user's cache folder, where old programs make room for new ones, unless ``JAX_COMPILATION_CACHE_DIR`` names
-    one (empty: no cache). Where there is no home folder, or it cannot be written, there is no cache.
-    """
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planar_vae_jax" / "programs"
-        folder.mkdir(parents=True, exist_ok=True)
-        for program in folder.glob("*-cache"):  # JAX writes a program, then its time: a process killed in between
-            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
-                program.unlink(missing_ok=True)
-    except (RuntimeError, OSError):  # no HOME, and the user is not in the list of users; or it cannot be written
-        return
-    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def warn(text: str) -> None:

@@ -102,7 +102,7 @@ def fit(
     if run.eval_only:
         return _load(run, epochs, params, score)
     with Checkpoints(
-        run.workdir / "checkpoints", keep=run.config.keep, tell=warn, check=_check_finite, name=epochs.name
+        run.workdir / "checkpoints", keep=run.config.keep, warn=warn, check=_check_finite, name=epochs.name
     ) as checkpoints:
         loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints)
         loop.begin_or_go_on()
@@ -194,7 +194,7 @@ class _Loop:
         began, before = time.perf_counter(), self.state
         rest = (self.data, self.order, self.steps_key, start)
         self.state, self.info = self._steps(before, self.info, *rest, stop)
-        bad = compiled.first_bad(self.info, start, stop)  # waits for the device
+        bad = compiled.first_not_finite(self.info, start, stop)  # waits for the device
         seconds = time.perf_counter() - began
         self.pace.took(stop - start, seconds)
         self.done.epoch_seconds += seconds
@@ -282,7 +282,7 @@ def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fit
     if which == "best" and score is None:
         raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
     try:
-        found = read_checkpoint(workdir / "checkpoints", which, tell=warn, check=reading.check_finite)
+        found = read_checkpoint(workdir / "checkpoints", which, warn=warn, check=reading.check_finite)
     except NoCheckpointError:
         raise UsageError(
             f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"

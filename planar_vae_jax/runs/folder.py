@@ -33,7 +33,7 @@ from planar_vae_jax.runs.config import (
 )
 from planar_vae_jax.runs.console import warn
 from planar_vae_jax.runs.files import RunError, read_json, remove_unfinished, replacing, sync, write_json
-from planar_vae_jax.runs.place import expand, locked, make
+from planar_vae_jax.runs.lock import expand, locked, make
 
 # What a folder holds that holds a run, or what is left of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")

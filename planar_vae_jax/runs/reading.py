@@ -47,7 +47,7 @@ def read_checkpoint(
     directory: Path,
     which: int | str = "latest",
     *,
-    tell: Callable[[str], object] = lambda line: None,
+    warn: Callable[[str], object] = lambda line: None,
     check: Callable[[dict[str, Any]], object] = lambda leaves: None,
 ) -> Stored:
     """A checkpoint of a folder that somebody else may be writing into; nothing there is changed.
@@ -55,7 +55,7 @@ def read_checkpoint(
     Args:
         directory: of the checkpoints.
         which: a step; "latest": the newest that is whole; "best": of those that are there, that of the lowest score.
-        tell: is given a line for each damaged checkpoint that is passed over.
+        warn: is given a line for each damaged checkpoint that is passed over.
         check: is given the leaves that are read; a ``ValueError`` of its makes that checkpoint a damaged one.
 
     Raises:
@@ -72,7 +72,7 @@ def read_checkpoint(
     if which == "latest":
         found, damaged = newest_whole(directory, checked)
         for step, reason in damaged.items():
-            tell(f"checkpoint {directory / str(step)} is damaged ({reason}): step {found.step} is used instead")
+            warn(f"checkpoint {directory / str(step)} is damaged ({reason}): step {found.step} is used instead")
         return found
     chosen = best(scores(directory)) if which == "best" else int(which)
     if chosen is None:

@@ -104,9 +104,9 @@ def restore_after(folder, damage, path):
     """Restores with the file damaged; tells whether step 3 was still the one."""
     damage(folder / "3" / path)
     told, before = [], contents(folder)
-    read = read_checkpoint(folder, tell=told.append)
+    read = read_checkpoint(folder, warn=told.append)
     assert contents(folder) == before
-    checkpoints = Checkpoints(folder, tell=told.append)
+    checkpoints = Checkpoints(folder, warn=told.append)
     found = checkpoints.restore(tree(0))
     assert contents(folder) == before
     checkpoints.begin_to_write()
@@ -187,7 +187,7 @@ def test_a_time_that_became_a_fraction_does_not_close_the_folder(copy, tally, na
     raw = path.read_bytes()
     path.write_bytes(re.sub(rb"(%s\": \d{5})\d" % name.encode(), rb"\1.", raw))
     assert raw != path.read_bytes()
-    checkpoints = Checkpoints(folder, tell=pytest.fail)
+    checkpoints = Checkpoints(folder, warn=pytest.fail)
     checkpoints.begin_to_write()
     assert is_step(checkpoints.restore(tree(0)), 3)
     checkpoints.close()
@@ -222,7 +222,7 @@ def test_a_folder_emptied_or_a_stray_file(copy):
     (folder / "7").write_text("")
     (folder / "notes").mkdir()
     told = []
-    checkpoints = Checkpoints(folder, tell=told.append)
+    checkpoints = Checkpoints(folder, warn=told.append)
     assert is_step(checkpoints.restore(tree(0)), 2)
     checkpoints.close()
 
