@@ -26,7 +26,7 @@ from planar_vae_jax.nonlinearities import Nonlinearity
 # TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.
 PRECISION = lax.Precision.HIGHEST
 
-# Layers that are taken one by one before a product of matrices carries them to later ones (docs/benchmarks.md).
+# Layers that are taken one by one before a product of matrices carries them to later ones (BUILD_NOTES.md).
 BLOCK = 40
 
 # From this K on the blocks are scanned over, so that compile time no longer depends on K.
