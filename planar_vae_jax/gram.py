@@ -27,7 +27,7 @@ from planar_vae_jax.nonlinearities import Nonlinearity
 PRECISION = lax.Precision.HIGHEST
 
 # Layers that are taken one by one before a product of matrices carries them to later ones (BUILD_NOTES.md).
-BLOCK = 40
+BLOCK = 32
 
 # From this K on the blocks are scanned over, so that compile time no longer depends on K.
 SCANNED = 128

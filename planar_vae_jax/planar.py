@@ -200,13 +200,13 @@ class Prepared(NamedTuple):
     constrained: Constrained  # of u and w
 
 
-@functools.partial(jax.jit, static_argnames=("h", "method"))
+@functools.partial(jax.jit, static_argnames=("h", "method"), inline=True)
 def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax.Array, jax.Array]:
     run = _gram if method == "gram" and params.b.shape[-1] else _scan
     return _for_each_flow(functools.partial(run, NONLINEARITIES[h]), params, z0)
 
 
-@functools.partial(jax.jit, static_argnames="h")
+@functools.partial(jax.jit, static_argnames="h", inline=True)
 def _backward(params: Planar, zK: jax.Array, *, h: str) -> tuple[jax.Array, jax.Array]:
     return _for_each_flow(functools.partial(_inverse_scan, NONLINEARITIES[h]), params, zK)
 
