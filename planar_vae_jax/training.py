@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 Params = Any  # a pytree of arrays
 Loss = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -101,12 +102,17 @@ def train_steps(
 
     def step(position: jax.Array, carry: tuple[TrainState, StepInfo]) -> tuple[TrainState, StepInfo]:
         state, info = carry
-        batch = None if data is None else jax.tree.map(lambda leaf: leaf[order[position]], data)
+        batch = None
+        if data is not None:
+            indices = lax.dynamic_index_in_dim(order, position, keepdims=False)
+            batch = jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=0, mode="clip"), data)
         state, one = train_step(loss, optimizer, state, batch, key)
-        return state, jax.tree.map(lambda leaf, entry: leaf.at[position].set(entry), info, one)
+        return state, jax.tree.map(
+            lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, position, 0), info, one
+        )
 
     first, last = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
-    return jax.lax.fori_loop(first, last, step, (state, info))
+    return lax.fori_loop(first, last, step, (state, info))
 
 
 def train(
@@ -149,4 +155,4 @@ def train(
         order = epoch_order(order_key, size, batch_size)
         return train_steps(loss, optimizer, state, info, data, order, steps_key, 0, steps)
 
-    return jax.lax.scan(epoch, state, jnp.arange(epochs))
+    return lax.scan(epoch, state, jnp.arange(epochs))
