@@ -30,7 +30,9 @@ def vae_loss(
 
     def loss(params: Any, images: jax.Array, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         binarize_key, noise_key = jax.random.split(key)
-        terms = objectives.free_energy(vae.bind(params), binarize(binarize_key, images, drawn), noise_key)
+        # Pixels in one axis, as the likelihood has them.
+        x = binarize(binarize_key, images.reshape(len(images), -1), drawn).reshape(images.shape)
+        terms = objectives.free_energy(vae.bind(params), x, noise_key)
         plain = terms.squared_error if objective == "reconstruction" else terms.free_energy
         figures = {"train_loss": plain, "reconstruction": terms.reconstruction, "kl": terms.kl}
         if kl_warmup_steps or annealing_steps:
