@@ -158,7 +158,7 @@ def test_a_race_takes_turns_until_the_target():
         target=100.0,
         epoch_steps=5,
         max_epochs=2,
-        warn=lambda name, point: told.append((name, point)),
+        show=lambda name, point: told.append((name, point)),
         clock=clock,
     )
     assert curves["slow"] == [(0.0, 0.0, 105.5), (0.5, 4.0, 103.5), (1.0, 10.0, 100.5), (1.5, 14.0, 98.5)]

@@ -193,7 +193,7 @@ def test_compile_time_does_not_grow_with_the_layers_from_128_on():
         gradient = jax.grad(lambda *args: sum(map(jnp.sum, planar_flow(*args))))
         return jax.jit(gradient).lower(params, z0).as_text().count(" = ")
 
-    assert operations(10_000) == operations(128)
+    assert operations(10_000) == operations(131)  # neither is a multiple of its blocks
 
 
 def test_memory_on_the_plane_grows_with_the_layers_and_not_with_their_square():

@@ -65,6 +65,9 @@ def test_the_lines_are_those_of_a_plain_loop(tmp_path, flags):
             figures.append(jax.tree.map(float, info.figures))
             norms.append(float(info.gradient_norm))
         means = {name: np.mean([figure[name] for figure in figures]) for name in figures[0]}
+        errors = {f"{name}_se": np.std([figure[name] for figure in figures], ddof=1) for name in figures[0]}
+        errors |= {"gradient_norm_se": np.std(norms, ddof=1)}
+        means |= {name: error / np.sqrt(len(norms)) for name, error in errors.items()}
         expected = means | {"gradient_norm": np.mean(norms), "distance": toy.report(state.params)["distance"]}
         if epoch == 0:
             expected |= {f"first_{name}": value for name, value in figures[0].items()} | {"first_distance": 3.0}
