@@ -208,6 +208,7 @@ def test_flags_become_a_config():
         ("--unknown=1", "unknown"),
         ("stray", "every argument is a flag, --name=value; got 'stray'"),
         ("--flagfile=/nowhere", "flagfile: "),
+        ("--flagfile=/bin/sh", "--flagfile: "),
         ("--keep=0", "--keep must be at least 1; got 0"),
     ],
 )

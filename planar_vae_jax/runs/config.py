@@ -80,10 +80,10 @@ def parse(
             default = (defaults or {}).get(field.name, field.default)
             _define(field, _type(config_class, field.name), default, values)
         rest = values([config_class.__name__, *argv])[1:]
-    except (flags.Error, TypeError, ValueError) as error:  # a default of the wrong type; --noFLAG=VALUE
-        raise UsageError(_of_absl(config_class, error)) from None
     except (OSError, UnicodeDecodeError) as error:  # --flagfile=FILE
         raise UsageError(f"--flagfile: {error}") from None
+    except (flags.Error, TypeError, ValueError) as error:  # a default of the wrong type; --noFLAG=VALUE
+        raise UsageError(_of_absl(config_class, error)) from None
     if values["help"].value:
         print(doc.strip(), "\n\nflags:\n", values.get_help(), sep="")
         sys.exit(0)

@@ -92,7 +92,9 @@ def assert_ended_there(run, good, has_data=True):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "density"])
 def test_a_run_that_diverges_by_itself_ends_there(data, tally, tmp_path, name):
-    run = Run(name, tmp_path / "run", *data[name], "--learning_rate=1e30")
+    # Adam: the schedule-free optimiser squares the rate, so its own state would not be finite before.
+    flags = ["--learning_rate=1e30", *(["--optimizer=adam"] if name == "mnist" else [])]
+    run = Run(name, tmp_path / "run", *data[name], *flags)
     assert_ended_there(run, good=None, has_data=name == "mnist")
     tally(f"learning rate of 1e30 ({name})", "ends at that step, status 1, state kept apart")
 
