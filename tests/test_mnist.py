@@ -109,7 +109,17 @@ def test_a_run_writes_every_file_with_finite_figures(images, tmp_path, flags):
 
 
 def test_training_lowers_the_loss_and_learns_the_images(images, tmp_path):
-    mnist.main(arguments(images, tmp_path, "--epochs=80", "--learning_rate=0.01", "--hidden=16", "--nll_samples=256"))
+    mnist.main(
+        arguments(
+            images,
+            tmp_path,
+            "--epochs=60",
+            "--learning_rate=0.02",
+            "--hidden=16",
+            "--nll_samples=64",
+            "--checkpoint_every=60",
+        )
+    )
     found = summary(tmp_path)
     assert found["train"]["final_loss"] < 0.8 * found["train"]["first_loss"]
     assert found["test"]["nll"] < found["test"]["free_energy"]
@@ -129,7 +139,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(images, tmp_p
 
 
 def test_chosen_classes_alone_are_trained_and_tested(images, tmp_path):
-    mnist.main(arguments(images, tmp_path, "--classes=0,2"))
+    mnist.main(arguments(images, tmp_path, "--classes=0,2", "--epochs=1"))
     found = summary(tmp_path)
     assert set(found["per_class"]) == {"0", "2"}
     assert (found["train_images"], found["test_images"]) == (60, 20)
