@@ -29,6 +29,7 @@ import optax
 
 from planar_vae_jax import PlanarFlow, init_planar, plotting, training
 from planar_vae_jax.nonlinearities import NONLINEARITIES
+from planar_vae_jax.optimizers import make_optimizer
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import run_main
 from planar_vae_jax.runs.files import RunError
@@ -90,9 +91,8 @@ def main(argv: list[str]) -> None:
             anneal_steps=config.anneal_steps,
             learn_base=config.learn_base,
         )
-        optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
-        if config.clip_norm:
-            optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+        optimizer = make_optimizer("adam", learning_rate=rate, clip_norm=config.clip_norm)
 
         fitted = fit(
             run,

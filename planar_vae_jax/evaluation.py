@@ -57,7 +57,12 @@ def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization
 def _fixed_images(images: jax.Array, index: jax.Array, split: int, binarization: str) -> Images:
     # threefry: with another generator, what vmap draws would depend on the batch.
     split_key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), split)
-    keys = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(split_key, number)))(index)
+    return draw_images(images, jax.vmap(lambda number: jax.random.fold_in(split_key, number))(index), binarization)
+
+
+def draw_images(images: jax.Array, keys: jax.Array, binarization: str) -> Images:
+    """Images ``[N, H, W]`` uint8 binarised by keys ``[N]``, one an image, from which its samples follow too."""
+    keys = jax.vmap(jax.random.split)(keys)
 
     def batch(images: jax.Array, keys: jax.Array) -> jax.Array:
         return jnp.round(255.0 * binarize_each(keys, images, binarization)).astype(jnp.uint8)
@@ -142,8 +147,7 @@ def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dic
 def mean_loss(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
     """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing."""
     terms = free_energy_terms(vae, params, images)
-    values = terms.squared_error if objective == "reconstruction" else terms.free_energy
-    mean, error = mean_and_error(np.asarray(values))
+    mean, error = mean_and_error(np.asarray(terms.objective(objective)))
     return {f"{split}_loss": mean, f"{split}_loss_se": error}
 
 

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax import evaluation
-from planar_vae_jax.binarization import binarize_each
 from planar_vae_jax.models import VAE
 
 Array = jax.Array | np.ndarray
@@ -105,9 +104,7 @@ def _as_uint8(images: Array, shape: tuple[int, int]) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="binarization")
 def _draw(pixels: jax.Array, key: jax.Array, binarization: str) -> evaluation.Images:
-    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(pixels)))
-    drawn = jnp.round(255.0 * binarize_each(keys[:, 0], pixels, binarization)).astype(jnp.uint8)
-    return evaluation.Images(drawn, keys[:, 1])
+    return evaluation.draw_images(pixels, jax.random.split(key, len(pixels)), binarization)
 
 
 @functools.partial(jax.jit, static_argnames="vae")

@@ -33,7 +33,7 @@ def vae_loss(
         # Pixels in one axis, as the likelihood has them.
         x = binarize(binarize_key, images.reshape(len(images), -1), drawn).reshape(images.shape)
         terms = objectives.free_energy(vae.bind(params), x, noise_key)
-        plain = terms.squared_error if objective == "reconstruction" else terms.free_energy
+        plain = terms.objective(objective)
         figures = {"train_loss": plain, "reconstruction": terms.reconstruction, "kl": terms.kl}
         if kl_warmup_steps or annealing_steps:
             temperature = jnp.minimum(1.0, 0.01 + step / annealing_steps) if annealing_steps else 1.0

@@ -49,6 +49,10 @@ class Terms(NamedTuple):
         """``log q_0 - log_det - log p(z_K) - log p(x|z_K)``, minimised; minus the ELBO (Rezende & Mohamed, eq. 15)."""
         return self.kl + self.reconstruction
 
+    def objective(self, name: str) -> jax.Array:
+        """``"elbo"``: the free energy; ``"reconstruction"``: the squared error, without a KL term."""
+        return self.squared_error if name == "reconstruction" else self.free_energy
+
     def annealed(self, temperature: jax.Array | float, kl_weight: jax.Array | float) -> jax.Array:
         """Free energy for training, under either of two annealings (1 switches one off).
 

@@ -18,12 +18,17 @@ LEARNING_RATES = {"schedule_free": 8e-3, "adam": 1e-3}
 
 
 def make_optimizer(
-    name: str, *, learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0, clip_norm: float = 0.0
+    name: str,
+    *,
+    learning_rate: float | optax.Schedule,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """One of ``OPTIMIZERS``.
 
     Args:
-        learning_rate: constant, after the warm-up.
+        learning_rate: constant after the warm-up, or (without one, for Adam) a schedule of the step.
         warmup_steps: over which it grows from 0.
         weight_decay: decoupled (AdamW).
         clip_norm: a gradient whose norm is greater is scaled down to it; 0: none is.
