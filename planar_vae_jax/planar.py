@@ -240,8 +240,10 @@ def _amortized(nonlinearity: Nonlinearity, params: Planar, z0: jax.Array) -> tup
 
     Reverse mode keeps ``z`` and the scalars of each layer, and reads ``u`` and ``w`` again.
     """
-    (u, w, b), z0 = _widened(params, z0)
-    flow_length, dim = u.shape[-2:]
+    params, z0 = _widened(params, z0)
+    flow_length, dim = params.u.shape[-2:]
+    lead = jnp.broadcast_shapes(params.b.shape[:-1], z0.shape[:-1])
+    u, w, b = (jnp.broadcast_to(leaf, (*lead, *leaf.shape[params.b.ndim - 1 :])) for leaf in params)
 
     def layer(z: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
         u, w, b, inverse_scale = one
@@ -256,7 +258,7 @@ def _amortized(nonlinearity: Nonlinearity, params: Planar, z0: jax.Array) -> tup
         k, *scalars = one
         return layer(z, (*(lax.dynamic_index_in_dim(leaf, k, -2, keepdims=False) for leaf in (u, w)), *scalars))
 
-    z = jnp.broadcast_to(z0, (*jnp.broadcast_shapes(b.shape[:-1], z0.shape[:-1]), dim))
+    z = jnp.broadcast_to(z0, (*lead, dim))
     scalars = (jnp.moveaxis(leaf, -1, 0) for leaf in (b, inverse_scale(w)))
     if dim < SLICED:
         rows = (jnp.moveaxis(leaf, -2, 0) for leaf in (u, w))
