@@ -45,7 +45,7 @@ def constrain(u: jax.Array, w: jax.Array) -> Constrained:
 
 def constrain_scaled(u: jax.Array, w: jax.Array, inverse_scale: jax.Array) -> Constrained:
     """:func:`constrain`, given :func:`inverse_scale` of ``w``, ``[...]``."""
-    w_u_hat, correction, m, log_m = _shifted_softplus(kept(jnp.sum(u * w, -1)))
+    w_u_hat, correction, m, log_m = map(kept, _shifted_softplus(kept(jnp.sum(u * w, -1))))
     nonzero = inverse_scale > 0
     direction = w * inverse_scale[..., None]
     norm2 = jnp.where(nonzero, kept(jnp.sum(jnp.square(direction), -1)), 1.0)
