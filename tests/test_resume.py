@@ -163,10 +163,6 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
         _, errors = run.communicate(timeout=300)
         assert run.returncode == status, errors
 
-    end(process("whole"))
-    entries = len(list(cache.iterdir()))
-    end(process("other", "--seed=1"))
-    assert len(list(cache.iterdir())) == entries
     for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
         run = process("run", "--epochs=20000")
         done = 0 if number == signal.SIGKILL else int(list_steps(tmp_path / "run")[-1])
@@ -179,6 +175,9 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
         end(run, status)
     reached = list_steps(tmp_path / "run")[-1] // 5 + 1
     end(process("run", f"--epochs={reached}"))
+    entries = len(list(cache.iterdir()))
+    end(process("other", "--seed=1"))
+    assert len(list(cache.iterdir())) == entries
     start("mnist", images, tmp_path / "in-one-go", f"--epochs={reached}")
     assert result(tmp_path / "run") == result(tmp_path / "in-one-go")
 
