@@ -157,11 +157,12 @@ def reconstruct(vae: VAE, params: Any, pixels: jax.Array) -> jax.Array:
     model = vae.bind(params)
     posterior = model.encode(unit_pixels(pixels))
     zK, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
-    return jax.nn.sigmoid(model.decode(zK))
+    return model.likelihood.mean(model.decode(zK))
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "count"))
 def sample_prior(vae: VAE, params: Any, key: jax.Array, count: int) -> jax.Array:
     """Pictures (pixel means) ``[count, H, W]`` decoded from ``z_K ~ N(0, I)``."""
     z = jax.random.normal(key, (count, vae.latent), vae.dtype)
-    return jax.nn.sigmoid(vae.bind(params).decode(z))
+    model = vae.bind(params)
+    return model.likelihood.mean(model.decode(z))

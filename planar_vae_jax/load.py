@@ -116,7 +116,8 @@ def _encode(vae: VAE, params: Any, images: evaluation.Images) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="vae")
 def _decode(vae: VAE, params: Any, z: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(vae.bind(params).decode(z))
+    model = vae.bind(params)
+    return model.likelihood.mean(model.decode(z))
 
 
 def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run:

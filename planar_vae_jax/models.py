@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from planar_vae_jax.distributions import PlanarFlow
+from planar_vae_jax.likelihoods import Bernoulli
 from planar_vae_jax.planar import Planar, init_planar
 
 # log_std = LOG_STD_RANGE tanh(raw / LOG_STD_RANGE): the identity near 0, and by construction never so
@@ -80,6 +81,8 @@ class Decoder(nnx.Module):
 
 class Networks(nnx.Module):
     """Encoder and decoder with their parameters: a model for :mod:`planar_vae_jax.objectives`."""
+
+    likelihood = Bernoulli()
 
     def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
         self.decode = Decoder(vae, rngs=rngs)
