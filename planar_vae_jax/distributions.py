@@ -166,9 +166,8 @@ def _cholesky_log_prob(z: jax.Array, mean: jax.Array, log_std: jax.Array, lower:
     z, mean, log_std = jnp.broadcast_arrays(z, mean, log_std)
     batch, dim = jnp.broadcast_shapes(z.shape[:-1], lower.shape[:-2]), z.shape[-1]
     difference, log_std = (jnp.broadcast_to(array, (*batch, dim)) for array in (z - mean, log_std))
-    factor = jnp.tril(jnp.broadcast_to(lower, (*batch, dim, dim)), -1) + jnp.exp(log_std)[..., None] * jnp.eye(
-        dim, dtype=lower.dtype
-    )
+    diagonal = jnp.broadcast_to(jnp.eye(dim, dtype=z.dtype), (*batch, dim, dim)) * jnp.exp(log_std)[..., None]
+    factor = diagonal + jnp.tril(jnp.broadcast_to(lower, diagonal.shape), -1)
     noise = jax.scipy.linalg.solve_triangular(factor, difference[..., None], lower=True)[..., 0]
     return standard_normal_log_prob(noise) - jnp.sum(log_std, -1)
 
