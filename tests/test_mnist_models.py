@@ -24,8 +24,9 @@ def images(tmp_path_factory):
 def opened(workdir, summary):
     """The run of a folder, whose figures are those of its summary; its pictures."""
     found = load_run(workdir)
-    x, _ = bars(30, found.vae.image_shape, seed=1)
-    test = evaluation.fixed_images(x, np.arange(30), "test", found.binarization)
+    x, labels = bars(30, found.vae.image_shape, seed=1)
+    rows = np.flatnonzero(np.isin(labels, found.config["classes"] or labels))
+    test = evaluation.fixed_images(x[rows], rows, "test", found.binarization)
     figures = evaluation.means(evaluation.evaluate(found.vae, found.params, test, nll_samples=4))
     assert figures.items() <= summary["test"].items()
     for pictures in (
@@ -112,3 +113,18 @@ def test_convolutions_refuse_images_that_cannot_be_halved_twice(tmp_path):
     with pytest.raises(UsageError, match=r"--encoder=conv .*divisible by 4; got 6 x 8 of odd"):
         run(odd, tmp_path / "run", "--encoder=conv")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [("--likelihood=logistic", "--encoder=conv", "--classes=0,2"), ("--objective=reconstruction",), ()]
+)
+def test_images_in_colour(tmp_path, flags):
+    colours = write_bars(tmp_path / "colours.npz", (8, 4, 3))
+    summary = run(colours, tmp_path / "run", *flags, "--epochs=1")
+    found = opened(tmp_path / "run", summary)
+    assert found.vae.image_shape == (8, 4, 3)
+    if "--likelihood=logistic" in flags:
+        assert set(summary["per_class"]) == {"0", "2"}
+        assert summary["test"]["bits_per_dim"] == pytest.approx(summary["test"]["nll"] / (96 * np.log(2)), rel=1e-9)
+    with pytest.raises(ValueError, match=r"images must be \[N, 8, 4, 3\].*got \[30, 8, 4\]"):
+        found.reconstruct(bars(30, (8, 4))[0])
