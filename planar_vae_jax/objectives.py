@@ -1,28 +1,45 @@
 """What a planar-flow VAE minimises and is judged by, in nats, on batches of images.
 
-Everything here asks for a model with two methods (:class:`Model`) and knows nothing else about it.
+Everything here asks for a model (:class:`Model`: an encoder, a decoder and a likelihood) and knows nothing else about
+it.
 
 Keys: one key draws for the whole batch (training); keys ``[B]`` draw for each image by its own, so that what is drawn
 for an image depends on no other image and on no batch size (evaluation).
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from planar_vae_jax.distributions import PlanarFlow, bernoulli_log_prob, standard_normal_log_prob
+from planar_vae_jax.distributions import standard_normal_log_prob
+from planar_vae_jax.likelihoods import Likelihood
+
+
+class Posterior(Protocol):
+    """``q(z|x)`` of images: what is made of standard normal noise. :class:`PlanarFlow` is one."""
+
+    @property
+    def mean(self) -> jax.Array:
+        """``[..., L]``, of ``z_0``: what noise of zeros is before the flow."""
+
+    def transform(self, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``(z_K [..., L], log q_0(z_0|x) [...], log|det dz_K/dz_0| [...])`` of ``noise [..., L]`` from N(0, I)."""
 
 
 class Model(Protocol):
-    """A VAE with its parameters."""
+    """A VAE with its parameters. Images are ``[..., H, W]`` or ``[..., H, W, C]``, values in 0..1."""
 
-    def encode(self, images: jax.Array) -> PlanarFlow:
-        """``q(z|x)`` of images ``[..., H, W]``: ``mean`` and ``log_std`` ``[..., L]``."""
+    @property
+    def likelihood(self) -> Likelihood:
+        """The family of ``p(x|z)``."""
 
-    def decode(self, z: jax.Array) -> jax.Array:
-        """Bernoulli logits ``[..., H, W]`` for ``z [..., L]``."""
+    def encode(self, images: jax.Array) -> Posterior:
+        """``q(z|x)`` of images, with ``mean [..., L]``."""
+
+    def decode(self, z: jax.Array) -> Any:
+        """The parameters of the likelihood for ``z [..., L]``: a pytree of arrays ``[..., H, W]`` (or ``C`` beside)."""
 
 
 class Terms(NamedTuple):
@@ -32,7 +49,7 @@ class Terms(NamedTuple):
     log_det: jax.Array  # [...], log|det dz_K/dz_0|
     log_prior: jax.Array  # [...], log p(z_K), at z_K and never at z_0
     log_likelihood: jax.Array  # [...], log p(x|z_K)
-    squared_error: jax.Array  # [...], sum over pixels of (x - sigmoid(logits))^2; no nats
+    squared_error: jax.Array  # [...], sum over pixels of (x - their mean)^2; no nats
 
     @property
     def kl(self) -> jax.Array:
@@ -69,8 +86,8 @@ def free_energy(model: Model, images: jax.Array, key: jax.Array) -> Terms:
 
     Args:
         model: encoder and decoder.
-        images: ``[B, H, W]``, values 0 or 1. Grey levels are accepted, but then the Bernoulli term is a cross-entropy
-            and ``free_energy`` bounds no likelihood.
+        images: ``[B, H, W]`` or ``[B, H, W, C]``, values 0 or 1 for a Bernoulli likelihood. Grey levels are accepted,
+            but then its term is a cross-entropy and ``free_energy`` bounds no likelihood.
         key: one key for the batch, or keys ``[B]``, one an image.
 
     Returns:
@@ -87,24 +104,27 @@ def _noise(key: jax.Array, like: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
 
 
-def _terms(model: Model, posterior: PlanarFlow, images: jax.Array, noise: jax.Array) -> Terms:
+def _terms(model: Model, posterior: Posterior, images: jax.Array, noise: jax.Array) -> Terms:
     """For ``noise [..., B, L]``: as many samples of each image's ``z_0``."""
     zK, log_q0, log_det = posterior.transform(noise)
     # Pixels in one axis: loops over 784 are faster than loops over 28 times 28.
-    logits, images = (_flat(x) for x in (model.decode(zK), images))
-    images = jnp.broadcast_to(images, logits.shape)
+    axes = images.ndim - (posterior.mean.ndim - 1)  # of an image: (H, W) or (H, W, C)
+    images, parameters = jax.tree.map(lambda leaf: _flat(leaf, axes), (images, model.decode(zK)))
+    mean = model.likelihood.mean(parameters)
+    images = jnp.broadcast_to(images, mean.shape)
     return Terms(
         log_q0=log_q0,
         log_det=log_det,
         log_prior=standard_normal_log_prob(zK),
-        log_likelihood=bernoulli_log_prob(images, logits),
-        squared_error=jnp.sum(jnp.square(images - jax.nn.sigmoid(logits)), -1),
+        log_likelihood=model.likelihood.log_prob(images, parameters),
+        squared_error=jnp.sum(jnp.square(images - mean), -1),
     )
 
 
-def _flat(images: jax.Array) -> jax.Array:
-    """``[..., H, W]`` to ``[..., H W]``."""
-    return images.reshape(*images.shape[:-2], math.prod(images.shape[-2:]))
+def _flat(array: jax.Array, axes: int) -> jax.Array:
+    """The last ``axes`` axes as one: ``[..., H, W]`` to ``[..., H W]``."""
+    leading = array.ndim - axes
+    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
 
 
 class MarginalLikelihood(NamedTuple):
@@ -124,7 +144,7 @@ def importance_nll(
 
     Args:
         model: encoder and decoder.
-        images: ``[B, H, W]``, values 0 or 1.
+        images: ``[B, H, W]`` or ``[B, H, W, C]``, as :func:`free_energy` takes them.
         key: one key for the batch, or keys ``[B]``. Sample ``s`` of an image has a key of its own, whatever S is.
         samples: S.
         chunk: samples of an image that are held at a time: memory is O(chunk B H W), time O(S B).
