@@ -11,7 +11,8 @@ run again.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +40,14 @@ from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
-from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.runs.files import RunError, read_json
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 
 SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
+FLAGS = ("flows", "seed", "objective", "amortized", "classes", "nll_samples")  # that the summary tells
+# One object for the same arguments: runs in one process share what is compiled.
+shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_optimizer)
 AS_FLAG = (" a data_dir", " --data_dir")  # the library's advice names its argument; of equal length, for boxes
 
 
@@ -98,17 +102,18 @@ def main(argv: list[str]) -> None:
     check_flags(config)
     notes: list[str] = []
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
-    steps_per_epoch = len(data.x_train) // config.batch_size
-    if steps_per_epoch == 0:
-        size = f"{len(data.x_train)} training images of {data.name}"
-        raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
+    train(config, data, identity, notes)
 
+
+def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """One run, to its end; returns its summary. ``notes``: what was said of its data."""
+    steps_per_epoch = check_data(config, data)
     config = with_defaults(config, steps_per_epoch)
     binarization = config.binarization
 
     with open_run(config, "mnist", identity) as run:
         if run.finished:
-            return
+            return read_json(run.workdir / "summary.json") or {}
         for note in notes if run.new else ():
             warn(note)
 
@@ -121,14 +126,14 @@ def main(argv: list[str]) -> None:
             h=config.h,
         )
         init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
-        loss = vae_loss(
+        loss = shared_loss(
             vae,
             config.objective,
             binarization,
             kl_warmup_steps=config.kl_warmup * steps_per_epoch,
             annealing_steps=config.energy_annealing * steps_per_epoch,
         )
-        optimizer = make_optimizer(
+        optimizer = shared_optimizer(
             config.optimizer,
             learning_rate=config.learning_rate,
             warmup_steps=config.warmup_steps,
@@ -169,16 +174,11 @@ def main(argv: list[str]) -> None:
             "dataset": data.name,
             "source": data.source,
             "binarization": binarization,
-            "flows": config.flows,
             "epochs": len(lines),
-            "seed": config.seed,
-            "objective": config.objective,
-            "amortized": config.amortized,
-            "classes": config.classes,
+            **{name: getattr(config, name) for name in FLAGS},
             "train_images": len(data.x_train),
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
-            "nll_samples": config.nll_samples,
             "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")},
             "test": evaluation.means(figures),
             "per_class": evaluation.means_by_class(figures, data.y_test),
@@ -187,6 +187,7 @@ def main(argv: list[str]) -> None:
         }
         run.finish(summary)
         print_table({"all": {"images": len(data.x_test), **summary["test"]}, **summary["per_class"]}, SHOWN)
+        return summary
 
 
 def check_flags(config: Config) -> None:
@@ -200,6 +201,14 @@ def check_flags(config: Config) -> None:
         plotting.check_figures()
     except ImportError as error:
         raise RunError(str(error)) from error
+
+
+def check_data(config: Config, data: Dataset) -> int:
+    """Checks the flags against the data; returns the steps of an epoch."""
+    if config.batch_size > len(data.x_train):
+        size = f"{len(data.x_train)} training images of {data.name}"
+        raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
+    return len(data.x_train) // config.batch_size
 
 
 def with_defaults(config: Config, steps_per_epoch: int) -> Config:
@@ -273,16 +282,9 @@ def draw_losses(
 ) -> None:
     """Figures 5 and 6 of the paper (loss curves with the first iteration and without), and the test loss by class."""
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
-    curves = {
-        f"{name} {when}": np.array(
-            [lines[0].get(f"first_{name}_loss"), *(line.get(f"{name}_loss") for line in lines)], np.float64
-        )
-        for name, when in (
-            ("train", "(first step, then mean over each epoch)"),
-            (split, "(before, then after each epoch)"),
-        )
-    }
-    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({setting})", ylabel=label)
+    figure = plotting.loss_curves(
+        np.arange(len(lines) + 1), plotting.curves_of_lines(lines, split), title=f"Loss ({setting})", ylabel=label
+    )
     run.save_figure("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"

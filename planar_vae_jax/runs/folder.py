@@ -200,21 +200,23 @@ class RunFolder:
         return differences
 
     def _is_finished(self) -> bool:
-        """Whether ``summary.json`` is there and whole, and as long a run as this one; tells so."""
+        """Whether ``summary.json`` is there and whole, and as long a run as this one."""
         try:
             summary = read_json(self.workdir / "summary.json")
         except (OSError, ValueError):
             return False
         fields = [field for field in dataclasses.fields(self.config) if field.metadata["resumable"]]
         flags = self._description["flags"]
-        if summary is None or any(summary.get(field.name, flags[field.name]) != flags[field.name] for field in fields):
-            return False
+        return summary is not None and all(
+            summary.get(field.name, flags[field.name]) == flags[field.name] for field in fields
+        )
+
+    def _say_finished(self) -> None:
         print(
             f"the run in {self.workdir} is finished (summary.json); --workdir={self._named} --eval_only draws its "
             "figures again",
             flush=True,
         )
-        return True
 
     def _compare_machine(self, stored: dict[str, Any]) -> None:
         """Other versions or another device go on with the run, but not to the same bits."""
@@ -262,6 +264,8 @@ def open_run(config: RunFlags, experiment: str, data: dict[str, Any] | None = No
     try:
         if not run.finished:
             run._take()
+        if run.finished:
+            run._say_finished()
         yield run
     finally:
         run._release()
