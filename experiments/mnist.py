@@ -45,7 +45,7 @@ from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 
 SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
-FLAGS = ("flows", "seed", "objective", "amortized", "classes", "nll_samples")  # that the summary tells
+FLAGS = ("flows", "seed", "objective", "train_samples", "amortized", "classes", "nll_samples")  # in the summary
 # One object for the same arguments: runs in one process share what is compiled.
 shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_optimizer)
 AS_FLAG = (" a data_dir", " --data_dir")  # the library's advice names its argument; of equal length, for boxes
@@ -62,15 +62,16 @@ class Config(RunFlags):
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", resumable=True)
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
-    objective: str = flag("elbo", "what is minimised", choices=("elbo", "reconstruction"))
-    binarization: str = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
+    objective: str = flag("elbo", "what is minimised", choices=("elbo", "iwae", "reconstruction"))
+    train_samples: int = flag(1, "k, samples an image of iwae; 1: the elbo", at_least=1, at_most=100_000)
+    binarization: str = flag(None, "default: dynamic; none for reconstruction", choices=BINARIZATIONS)
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
     hidden: int = flag(400, "width of the hidden layers", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
     optimizer: str = flag(
-        None, "default: schedule_free for elbo, adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
+        None, "default: schedule_free; adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
     )
     learning_rate: float = flag(
         None, "default: 8e-3 for schedule_free, 1e-3 for adam", above=0.0, at_most=1e30, default_before=1e-3
@@ -130,6 +131,7 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
             vae,
             config.objective,
             binarization,
+            train_samples=config.train_samples,
             kl_warmup_steps=config.kl_warmup * steps_per_epoch,
             annealing_steps=config.energy_annealing * steps_per_epoch,
         )
@@ -159,7 +161,9 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
             steps_per_epoch=steps_per_epoch,
             data=images,
             batch_size=config.batch_size,
-            report=lambda params: evaluation.mean_loss(vae, params, watched, config.objective, split),
+            report=lambda params: evaluation.mean_loss(
+                vae, params, watched, config.objective, split, config.train_samples
+            ),
             score=None if validation is None else "validation_loss",
             show=("train_loss", f"{split}_loss"),
         )
@@ -194,6 +198,8 @@ def check_flags(config: Config) -> None:
     """Checks the flags against each other."""
     if config.amortized and config.flows == 0:
         raise UsageError("--amortized needs --flows of at least 1; got --flows=0")
+    if config.train_samples > 1 and config.objective != "iwae":
+        raise UsageError(f"--train_samples={config.train_samples} needs --objective=iwae; got {config.objective}")
     for name in ("kl_warmup", "energy_annealing"):
         if getattr(config, name) and config.objective != "elbo":
             raise UsageError(f"--{name} anneals the elbo; got --objective={config.objective}")
@@ -247,7 +253,7 @@ def describe(
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
         "grey levels" if binarization == "none" else f"{binarization} binarisation",
         f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
-        *(["squared error, no KL"] if objective == "reconstruction" else []),
+        *({"reconstruction": ["squared error, no KL"], "iwae": ["importance-weighted"]}.get(objective, [])),
         f"{epochs} epoch{'s' * (epochs > 1)}",
     ]
     return ", ".join(parts)
@@ -282,8 +288,9 @@ def draw_losses(
 ) -> None:
     """Figures 5 and 6 of the paper (loss curves with the first iteration and without), and the test loss by class."""
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
+    trained = "importance bound (nats per image)" if objective == "iwae" else label
     figure = plotting.loss_curves(
-        np.arange(len(lines) + 1), plotting.curves_of_lines(lines, split), title=f"Loss ({setting})", ylabel=label
+        np.arange(len(lines) + 1), plotting.curves_of_lines(lines, split), title=f"Loss ({setting})", ylabel=trained
     )
     run.save_figure("loss.png", figure)
     if labels is not None:

@@ -144,10 +144,18 @@ def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dic
     return {label: {"images": int(np.sum(row)), **means(figures, row)} for label, row in rows.items()}
 
 
-def mean_loss(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
-    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing."""
-    terms = free_energy_terms(vae, params, images)
-    mean, error = mean_and_error(np.asarray(terms.objective(objective)))
+def mean_loss(
+    vae: VAE, params: Any, images: Images, objective: str, split: str, train_samples: int = 1
+) -> dict[str, float | None]:
+    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing.
+
+    Of ``"iwae"``: the bound from ``train_samples`` samples, as it is trained.
+    """
+    if objective == "iwae" and train_samples > 1:
+        losses = marginal_likelihood(vae, params, images, samples=train_samples).nll
+    else:
+        losses = free_energy_terms(vae, params, images).objective("elbo" if objective == "iwae" else objective)
+    mean, error = mean_and_error(np.asarray(losses))
     return {f"{split}_loss": mean, f"{split}_loss_se": error}
 
 

@@ -49,8 +49,20 @@ class Terms(NamedTuple):
         """``log q_0 - log_det - log p(z_K) - log p(x|z_K)``, minimised; minus the ELBO (Rezende & Mohamed, eq. 15)."""
         return self.kl + self.reconstruction
 
+    @property
+    def importance_bound(self) -> jax.Array:
+        """``-log (1/k) sum_s exp(-free_energy_s)`` over the leading axis of k samples: ``[k, ...]`` to ``[...]``.
+
+        Minimised; in expectation it falls with k from the free energy (k = 1) to ``-log p(x)`` (Burda et al. 2016,
+        eq. 8).
+        """
+        return math.log(len(self.log_q0)) - jax.nn.logsumexp(-self.free_energy, axis=0)
+
     def objective(self, name: str) -> jax.Array:
-        """``"elbo"``: the free energy; ``"reconstruction"``: the squared error, without a KL term."""
+        """``"elbo"``: the free energy; ``"iwae"``: the importance bound over the leading axis; ``"reconstruction"``:
+        the squared error, without a KL term."""
+        if name == "iwae":
+            return self.importance_bound
         return self.squared_error if name == "reconstruction" else self.free_energy
 
     def annealed(self, temperature: jax.Array | float, kl_weight: jax.Array | float) -> jax.Array:
@@ -78,6 +90,16 @@ def free_energy(model: Model, images: jax.Array, key: jax.Array) -> Terms:
     """
     posterior = model.encode(images)
     return _terms(model, posterior, images, _noise(key, posterior.mean))
+
+
+def sampled_terms(model: Model, images: jax.Array, key: jax.Array, samples: int) -> Terms:
+    """As :func:`free_energy`, with ``samples`` samples of each image by one key for the batch: each ``[samples, B]``.
+
+    Memory is O(samples B H W): for training. Many samples: :func:`importance_nll`.
+    """
+    posterior = model.encode(images)
+    shape = (samples, *posterior.mean.shape)
+    return _terms(model, posterior, images, jax.random.normal(key, shape, posterior.mean.dtype))
 
 
 def _noise(key: jax.Array, like: jax.Array) -> jax.Array:
