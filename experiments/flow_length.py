@@ -228,7 +228,7 @@ def draw_page(sweep: RunFolder, config: Config, runs: Sequence[Run], setting: st
         if run.seed != config.seed or run.flows not in (config.lengths[0], config.lengths[-1]):
             continue
         images, index = run.data.x_test[:EXAMPLES], run.data.test_index[:EXAMPLES]
-        model = load_run(sweep.workdir / run.name)
+        model = load_run(sweep.workdir / run.name, "best" if config.patience else "latest")
         pixels = evaluation.fixed_images(images, index, "test", model.binarization).pixels
         pictures = np.asarray(evaluation.reconstruct(model.vae, model.params, pixels))
         chosen.setdefault(f"{run.label}: original", images / 255.0)

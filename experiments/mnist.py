@@ -45,7 +45,16 @@ from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 
 SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
-FLAGS = ("flows", "seed", "objective", "train_samples", "amortized", "classes", "nll_samples")  # in the summary
+FLAGS = (
+    "flows",
+    "seed",
+    "objective",
+    "train_samples",
+    "amortized",
+    "classes",
+    "nll_samples",
+    "patience",
+)  # in the summary
 # One object for the same arguments: runs in one process share what is compiled.
 shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_optimizer)
 AS_FLAG = (" a data_dir", " --data_dir")  # the library's advice names its argument; of equal length, for boxes
@@ -62,6 +71,9 @@ class Config(RunFlags):
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", resumable=True)
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
+    patience: int = flag(
+        0, "the run ends after so many epochs without a better validation loss; 0: never", at_least=0, resumable=True
+    )
     objective: str = flag("elbo", "what is minimised", choices=("elbo", "iwae", "reconstruction"))
     train_samples: int = flag(1, "k, samples an image of iwae; 1: the elbo", at_least=1, at_most=100_000)
     binarization: str = flag(None, "default: dynamic; none for reconstruction", choices=BINARIZATIONS)
@@ -165,13 +177,14 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
                 vae, params, watched, config.objective, split, config.train_samples
             ),
             score=None if validation is None else "validation_loss",
+            patience=config.patience,
             show=("train_loss", f"{split}_loss"),
         )
 
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
         figures = evaluation.evaluate(vae, params, test, nll_samples=config.nll_samples)
-        setting = describe(data.name, binarization, vae, len(lines), config.objective, config.classes)
+        setting = describe(data.name, binarization, vae, fitted.epoch, config.objective, config.classes)
         draw_images(run, vae, params, data, test, setting, config.objective)
         draw_losses(run, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {
@@ -179,6 +192,7 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
             "source": data.source,
             "binarization": binarization,
             "epochs": len(lines),
+            **({"stopped_early": fitted.stopped_early, "best_epoch": fitted.epoch} if config.patience else {}),
             **{name: getattr(config, name) for name in FLAGS},
             "train_images": len(data.x_train),
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
@@ -214,6 +228,10 @@ def check_data(config: Config, data: Dataset) -> int:
     if config.batch_size > len(data.x_train):
         size = f"{len(data.x_train)} training images of {data.name}"
         raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
+    if config.patience and data.x_valid is None:
+        raise UsageError(
+            f"--patience={config.patience} needs validation images: --validation=N, or x_valid in FILE.npz"
+        )
     return len(data.x_train) // config.batch_size
 
 

@@ -185,6 +185,7 @@ def test_images_without_labels_run_without_a_table_by_class(images, tmp_path):
         ("--classes=7", ["--classes", "7"]),
         ("--flos=3", ["flos", "flows"]),
         ("--objective=reconstruction --kl_warmup=2", ["--kl_warmup", "reconstruction"]),
+        ("--patience=3", ["--patience=3", "--validation"]),
         ("--train_samples=2", ["--train_samples=2", "--objective=iwae"]),
         ("--objective=iwae --kl_warmup=2", ["--kl_warmup", "iwae"]),
         ("--flows=0 --amortized", ["--amortized", "--flows=0"]),

@@ -205,18 +205,15 @@ class RunFolder:
             summary = read_json(self.workdir / "summary.json")
         except (OSError, ValueError):
             return False
-        fields = [field for field in dataclasses.fields(self.config) if field.metadata["resumable"]]
         flags = self._description["flags"]
-        return summary is not None and all(
-            summary.get(field.name, flags[field.name]) == flags[field.name] for field in fields
-        )
+        names = {field.name for field in dataclasses.fields(self.config) if field.metadata["resumable"]}
+        if summary is not None and summary.get("stopped_early"):  # more epochs alone do not make it go on
+            names.discard("epochs")
+        return summary is not None and all(summary.get(name, flags[name]) == flags[name] for name in names)
 
     def _say_finished(self) -> None:
-        print(
-            f"the run in {self.workdir} is finished (summary.json); --workdir={self._named} --eval_only draws its "
-            "figures again",
-            flush=True,
-        )
+        again = f"--workdir={self._named} --eval_only draws its figures again"
+        print(f"the run in {self.workdir} is finished (summary.json); {again}", flush=True)
 
     def _compare_machine(self, stored: dict[str, Any]) -> None:
         """Other versions or another device go on with the run, but not to the same bits."""
