@@ -22,13 +22,14 @@ import numpy as np
 from experiments import mnist
 from planar_vae_jax import evaluation, plotting, seeds
 from planar_vae_jax.data import Dataset
+from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.load import load_run
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.files import read_json, replacing
-from planar_vae_jax.runs.folder import RunFolder, open_run
+from planar_vae_jax.runs.folder import RunFolder, is_finished, open_run
 
-FIGURES = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
+FIGURES = mnist.SHOWN
 PANELS = {
     "free_energy": "free energy (nats per image)",
     "nll": "NLL (nats per image)",
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
     check_flags(config)
     notes: list[str] = []
     validation = 0 if config.each_class else config.validation
-    whole = mnist.load_images(config.dataset, config.data_dir, config.classes, validation, notes.append)
+    whole = load_images(config.dataset, config.data_dir, config.classes, validation, notes.append)
     runs = plan(config, *whole)
 
     with open_run(config, "flow_length", whole[1]) as sweep:
@@ -136,7 +137,7 @@ def plan(config: Config, data: Dataset, identity: dict[str, Any]) -> list[Run]:
             raise UsageError(f"--each_class needs labels of training and test images; {data.name} has none")
         labels = [int(label) for label in np.unique(data.y_test)]
         where = config.dataset, config.data_dir
-        images = {c: mnist.load_images(*where, (c,), config.validation, lambda note: None) for c in labels}
+        images = {c: load_images(*where, (c,), config.validation, lambda note: None) for c in labels}
     runs = []
     for label, of_label in images.items():
         for flows in config.lengths:
@@ -160,13 +161,13 @@ def config_of_run(config: Config, flows: int, seed: int, label: int | None) -> m
 def train(sweep: RunFolder, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """The summary of each run by its name, after those that are not finished have been trained."""
     configs = {run.name: dataclasses.replace(run.config, workdir=str(sweep.workdir / run.name)) for run in runs}
-    folders = {run.name: folder(configs[run.name], run) for run in runs}  # each is compared before any begins
-    done = sum(each.finished for each in folders.values())
+    finished = {run.name: is_trained(configs[run.name], run) for run in runs}  # each is compared before any begins
+    done = sum(finished.values())
     sweep.go_on(0.0, f"with {done} of {len(runs)} runs done")
     summaries = {}
     for run in runs:
-        if folders[run.name].finished:
-            summaries[run.name] = read_json(folders[run.name].workdir / "summary.json") or {}
+        if finished[run.name]:
+            summaries[run.name] = read_json(sweep.workdir / run.name / "summary.json") or {}
         else:
             print(f"\nrun {done + 1} of {len(runs)}: {run.name}", flush=True)
             summaries[run.name] = mnist.train(configs[run.name], run.data, run.identity)
@@ -174,9 +175,9 @@ def train(sweep: RunFolder, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     return summaries
 
 
-def folder(config: mnist.Config, run: Run) -> RunFolder:
-    """A run's folder, looked at and compared."""
-    return RunFolder(mnist.with_defaults(config, mnist.check_data(config, run.data)), "mnist", run.identity)
+def is_trained(config: mnist.Config, run: Run) -> bool:
+    """Whether a run's folder holds it, finished."""
+    return is_finished(mnist.with_defaults(config, mnist.check_data(config, run.data)), "mnist", run.identity)
 
 
 def by_length(

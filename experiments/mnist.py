@@ -12,7 +12,7 @@ run again.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +21,9 @@ import numpy as np
 
 from planar_vae_jax import evaluation, plotting
 from planar_vae_jax.binarization import BINARIZATIONS
-from planar_vae_jax.data import (
-    DATASETS,
-    ArgumentError,
-    DataError,
-    Dataset,
-    dataset_identity,
-    examples,
-    hold_out,
-    load_dataset,
-    select_classes,
-)
+from planar_vae_jax.data import DATASETS, Dataset, examples
 from planar_vae_jax.evaluation import Figures, Images, fixed_images
+from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.load import default_binarization
 from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
@@ -44,7 +35,7 @@ from planar_vae_jax.runs.files import RunError, read_json
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 
-SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
+SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 FLAGS = (
     "flows",
     "seed",
@@ -57,7 +48,6 @@ FLAGS = (
 )  # in the summary
 # One object for the same arguments: runs in one process share what is compiled.
 shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_optimizer)
-AS_FLAG = (" a data_dir", " --data_dir")  # the library's advice names its argument; of equal length, for boxes
 
 
 @dataclass(frozen=True)
@@ -199,6 +189,7 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
             "test_images": len(data.x_test),
             "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")},
             "test": evaluation.means(figures),
+            "nll_by_samples": evaluation.nll_by_samples(figures, config.nll_samples),
             "per_class": evaluation.means_by_class(figures, data.y_test),
             "seconds_per_epoch": float(np.median([line["seconds"] for line in lines if line])),
             "seconds": run.seconds(),
@@ -248,21 +239,6 @@ def with_defaults(config: Config, steps_per_epoch: int) -> Config:
     )
 
 
-def load_images(
-    name: str, data_dir: str | None, classes: tuple[int, ...] | None, validation: int, warn: Callable[[str], None]
-) -> tuple[Dataset, dict[str, Any]]:
-    """The images that are asked for, and what tells them from others."""
-    try:
-        data = load_dataset(name, data_dir, warn=lambda text: warn(text.replace(*AS_FLAG)))
-        if classes is not None:
-            data = select_classes(data, classes)
-        return hold_out(data, validation) if validation else data, dataset_identity(data)
-    except ArgumentError as error:  # it names the argument, which is the flag
-        raise UsageError(f"--{error}") from error
-    except DataError as error:
-        raise UsageError(str(error).replace(*AS_FLAG)) from error
-
-
 def describe(
     name: str, binarization: str, vae: VAE, epochs: int, objective: str, classes: tuple[int, ...] | None
 ) -> str:
@@ -307,9 +283,16 @@ def draw_losses(
     """Figures 5 and 6 of the paper (loss curves with the first iteration and without), and the test loss by class."""
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
     trained = "importance bound (nats per image)" if objective == "iwae" else label
-    figure = plotting.loss_curves(
-        np.arange(len(lines) + 1), plotting.curves_of_lines(lines, split), title=f"Loss ({setting})", ylabel=trained
-    )
+    curves = {
+        f"{name} {when}": np.array(
+            [lines[0].get(f"first_{name}_loss"), *(line.get(f"{name}_loss") for line in lines)], np.float64
+        )
+        for name, when in (
+            ("train", "(first step, then mean over each epoch)"),
+            (split, "(before, then after each epoch)"),
+        )
+    }
+    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({setting})", ylabel=trained)
     run.save_figure("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"

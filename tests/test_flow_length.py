@@ -22,7 +22,7 @@ from planar_vae_jax.uncertainty import student_t_quantile
 ROOT = Path(__file__).parents[1]
 TINY = ("--epochs=1", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--checkpoint_every=9")
 SIZES = {"train": 60, "test": 21}
-FIGURES = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
+FIGURES = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 
 
 @pytest.fixture(autouse=True)

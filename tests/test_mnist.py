@@ -89,6 +89,8 @@ def test_a_run_writes_every_file_with_finite_figures(images, tmp_path, flags):
         assert found["test"][f"{name}_se"] > 0
         assert found["per_class"]["1"][f"{name}_se"] > 0
     assert np.all(np.isfinite(numbers(found)))
+    assert list(found["nll_by_samples"]) == ["1", "2", "4"]
+    assert found["nll_by_samples"]["4"] == pytest.approx(found["test"]["nll"], rel=1e-6)
     by_class = np.mean([row["free_energy"] for row in found["per_class"].values()])  # 10 images each
     assert by_class == pytest.approx(found["test"]["free_energy"], rel=1e-6)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ that has it, if one is installed.
 import io
 
 import planar_vae_jax.plotting.backend  # noqa: F401  before all others: it imports matplotlib
-from planar_vae_jax.plotting.curves import class_losses, curves_of_lines, kl_curve, loss_curves
+from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
 from planar_vae_jax.plotting.density import density_fit, layer_densities
 from planar_vae_jax.plotting.images import image_grid, image_rows
 from planar_vae_jax.plotting.lengths import against_length
@@ -16,7 +16,6 @@ __all__ = [
     "against_length",
     "check_figures",
     "class_losses",
-    "curves_of_lines",
     "density_fit",
     "image_grid",
     "image_rows",

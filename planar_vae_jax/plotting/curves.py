@@ -1,8 +1,7 @@
 """Losses: over time, and by class."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,17 +36,6 @@ def loss_curves(epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: 
     for text in legend.get_texts():
         text.set(**style)
     return figure
-
-
-def curves_of_lines(lines: Sequence[Mapping[str, Any]], split: str) -> dict[str, np.ndarray]:
-    """For :func:`loss_curves`: the losses of training and of ``split`` in the lines of a run's metrics."""
-    times = {"train": "(first step, then mean over each epoch)", split: "(before, then after each epoch)"}
-    return {
-        f"{name} {when}": np.array(
-            [lines[0].get(f"first_{name}_loss"), *(line.get(f"{name}_loss") for line in lines)], np.float64
-        )
-        for name, when in times.items()
-    }
 
 
 def class_losses(

@@ -206,9 +206,9 @@ class RunFolder:
         except (OSError, ValueError):
             return False
         flags = self._description["flags"]
-        names = {field.name for field in dataclasses.fields(self.config) if field.metadata["resumable"]}
-        if summary is not None and summary.get("stopped_early"):  # more epochs alone do not make it go on
-            names.discard("epochs")
+        fields = {field.name for field in dataclasses.fields(self.config) if field.metadata["resumable"]}
+        early = summary is not None and summary.get("stopped_early")  # then more epochs alone do not make it go on
+        names = fields - {"epochs"} if early else fields
         return summary is not None and all(summary.get(name, flags[name]) == flags[name] for name in names)
 
     def _say_finished(self) -> None:
@@ -266,6 +266,11 @@ def open_run(config: RunFlags, experiment: str, data: dict[str, Any] | None = No
         yield run
     finally:
         run._release()
+
+
+def is_finished(config: RunFlags, experiment: str, data: dict[str, Any] | None = None) -> bool:
+    """Whether nothing is left to do of a run; looks, writes and says nothing. UsageError: the folder holds another."""
+    return RunFolder(config, experiment, data).finished
 
 
 def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None) -> dict[str, Any]:
