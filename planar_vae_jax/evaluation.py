@@ -26,7 +26,7 @@ _SPLITS = ("test", "valid", "train")
 
 
 class Figures(NamedTuple):
-    """Figures of each image, ``[N]``; nats but for the last two."""
+    """Figures of each image, ``[N]``; nats but for squared error and effective sample size."""
 
     free_energy: np.ndarray
     nll: np.ndarray
@@ -34,6 +34,7 @@ class Figures(NamedTuple):
     kl: np.ndarray
     squared_error: np.ndarray
     effective_sample_size: np.ndarray
+    nll_course: np.ndarray | None = None  # [N, M], the NLL from the first S/4, S/2 and S samples
 
 
 class Images(NamedTuple):
@@ -103,13 +104,19 @@ def free_energy_terms(vae: VAE, params: Any, images: Images) -> objectives.Terms
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "samples"))
-def marginal_likelihood(vae: VAE, params: Any, images: Images, *, samples: int) -> objectives.MarginalLikelihood:
-    """``-log p(x)`` of each image from ``samples`` importance samples, with the effective sample size, ``[N]`` each."""
-    chunk = min(samples, 128)
+def marginal_likelihood(
+    vae: VAE, params: Any, images: Images, *, samples: int | tuple[int, ...]
+) -> objectives.MarginalLikelihood:
+    """``-log p(x)`` of each image from ``samples`` importance samples, with the effective sample size, ``[N]`` each.
+
+    Of several numbers of samples (:func:`planar_vae_jax.objectives.importance_nll`): ``[N, M]``.
+    """
+    chunk = min(samples if isinstance(samples, int) else max(samples), 128)
 
     def batch(pixels: jax.Array, keys: jax.Array) -> objectives.MarginalLikelihood:
         model = vae.bind(params)
-        return objectives.importance_nll(model, unit_pixels(pixels), _fold_in(keys, 1), samples=samples, chunk=chunk)
+        found = objectives.importance_nll(model, unit_pixels(pixels), _fold_in(keys, 1), samples=samples, chunk=chunk)
+        return jax.tree.map(jnp.transpose, found)  # images first
 
     return map_batches(batch, images, (DECODED_BY_CONVOLUTIONS if vae.encoder == "conv" else DECODED) // chunk)
 
@@ -121,21 +128,30 @@ def _fold_in(keys: jax.Array, number: int) -> jax.Array:
 def evaluate(vae: VAE, params: Any, images: Images, *, nll_samples: int) -> Figures:
     """All figures of each image, on the host."""
     terms = free_energy_terms(vae, params, images)
-    likelihood = marginal_likelihood(vae, params, images, samples=nll_samples)
+    likelihood = marginal_likelihood(vae, params, images, samples=objectives.sample_counts(nll_samples))
     figures = Figures(
         terms.free_energy,
-        likelihood.nll,
+        likelihood.nll[:, -1],
         terms.reconstruction,
         terms.kl,
         terms.squared_error,
-        likelihood.effective_sample_size,
+        likelihood.effective_sample_size[:, -1],
+        likelihood.nll,
     )
     return jax.tree.map(np.asarray, figures)
 
 
 def means(figures: Figures, rows: Any = slice(None)) -> dict[str, float | None]:
     """``{name: mean, name_se: its standard error}`` of every figure over the images in ``rows``."""
-    return means_and_errors({name: values[rows] for name, values in figures._asdict().items()})
+    return means_and_errors({name: values[rows] for name, values in figures._asdict().items() if name != "nll_course"})
+
+
+def nll_by_samples(figures: Figures, nll_samples: int) -> dict[str, float]:
+    """``{number of importance samples: mean NLL}`` for S/4, S/2 and S of them; the same where the estimate is exact."""
+    assert figures.nll_course is not None
+    counts = objectives.sample_counts(nll_samples)
+    columns = np.asarray(figures.nll_course, np.float64).T
+    return {str(count): float(np.mean(column)) for count, column in zip(counts, columns, strict=True)}
 
 
 def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:
@@ -187,10 +203,18 @@ def active_units(units: LatentUnits, threshold: float = 0.01) -> dict[str, Any]:
     }
 
 
-def mean_loss(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
-    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing."""
-    terms = free_energy_terms(vae, params, images)
-    mean, error = mean_and_error(np.asarray(terms.objective(objective)))
+def mean_loss(
+    vae: VAE, params: Any, images: Images, objective: str, split: str, train_samples: int = 1
+) -> dict[str, float | None]:
+    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing.
+
+    Of ``"iwae"``: the bound from ``train_samples`` samples, as it is trained.
+    """
+    if objective == "iwae" and train_samples > 1:
+        losses = marginal_likelihood(vae, params, images, samples=train_samples).nll
+    else:
+        losses = free_energy_terms(vae, params, images).objective("elbo" if objective == "iwae" else objective)
+    mean, error = mean_and_error(np.asarray(losses))
     return {f"{split}_loss": mean, f"{split}_loss_se": error}
 
 

@@ -24,7 +24,7 @@ def describe(
         *(["gated convolutions"] if vae.encoder == "conv" else ["two hidden layers"] if vae.layers == 2 else []),
         *(["full covariance"] if vae.posterior == "full" else []),
         f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
-        *(["squared error, no KL"] if objective == "reconstruction" else []),
+        *({"reconstruction": ["squared error, no KL"], "iwae": ["importance-weighted"]}.get(objective, [])),
         f"{epochs} epoch{'s' * (epochs > 1)}",
     ]
     return ", ".join(parts)
@@ -68,6 +68,7 @@ def draw_losses(
 ) -> None:
     """Figures 5 and 6 of the paper (loss curves with the first iteration and without), and the test loss by class."""
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
+    trained = "importance bound (nats per image)" if objective == "iwae" else label
     curves = {
         f"{name} {when}": np.array(
             [lines[0].get(f"first_{name}_loss"), *(line.get(f"{name}_loss") for line in lines)], np.float64
@@ -77,7 +78,7 @@ def draw_losses(
             (split, "(before, then after each epoch)"),
         )
     }
-    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({setting})", ylabel=label)
+    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({setting})", ylabel=trained)
     save("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"

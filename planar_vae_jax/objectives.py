@@ -66,8 +66,20 @@ class Terms(NamedTuple):
         """``log q_0 - log_det - log p(z_K) - log p(x|z_K)``, minimised; minus the ELBO (Rezende & Mohamed, eq. 15)."""
         return self.kl + self.reconstruction
 
+    @property
+    def importance_bound(self) -> jax.Array:
+        """``-log (1/k) sum_s exp(-free_energy_s)`` over the leading axis of k samples: ``[k, ...]`` to ``[...]``.
+
+        Minimised; in expectation it falls with k from the free energy (k = 1) to ``-log p(x)`` (Burda et al. 2016,
+        eq. 8).
+        """
+        return math.log(len(self.log_q0)) - jax.nn.logsumexp(-self.free_energy, axis=0)
+
     def objective(self, name: str) -> jax.Array:
-        """``"elbo"``: the free energy; ``"reconstruction"``: the squared error, without a KL term."""
+        """``"elbo"``: the free energy; ``"iwae"``: the importance bound over the leading axis; ``"reconstruction"``:
+        the squared error, without a KL term."""
+        if name == "iwae":
+            return self.importance_bound
         return self.squared_error if name == "reconstruction" else self.free_energy
 
     def annealed(self, temperature: jax.Array | float, kl_weight: jax.Array | float) -> jax.Array:
@@ -95,6 +107,16 @@ def free_energy(model: Model, images: jax.Array, key: jax.Array) -> Terms:
     """
     posterior = model.encode(images)
     return _terms(model, posterior, images, _noise(key, posterior.mean))
+
+
+def sampled_terms(model: Model, images: jax.Array, key: jax.Array, samples: int) -> Terms:
+    """As :func:`free_energy`, with ``samples`` samples of each image by one key for the batch: each ``[samples, B]``.
+
+    Memory is O(samples B H W): for training. Many samples: :func:`importance_nll`.
+    """
+    posterior = model.encode(images)
+    shape = (samples, *posterior.mean.shape)
+    return _terms(model, posterior, images, jax.random.normal(key, shape, posterior.mean.dtype))
 
 
 def _noise(key: jax.Array, like: jax.Array) -> jax.Array:
@@ -130,12 +152,17 @@ def _flat(array: jax.Array, axes: int) -> jax.Array:
 class MarginalLikelihood(NamedTuple):
     """An importance-sampling estimate for each image."""
 
-    nll: jax.Array  # [B], -log p(x), nats
-    effective_sample_size: jax.Array  # [B], between 1 and S; near 1 the estimate hangs on one sample
+    nll: jax.Array  # [B], or [M, B] for M numbers of samples; -log p(x), nats
+    effective_sample_size: jax.Array  # the same; between 1 and S; near 1 the estimate hangs on one sample
+
+
+def sample_counts(samples: int) -> tuple[int, ...]:
+    """S/4, S/2 and S, whole and without 0: where an estimate that has settled no longer changes."""
+    return tuple(sorted({samples // 4, samples // 2, samples} - {0}))
 
 
 def importance_nll(
-    model: Model, images: jax.Array, key: jax.Array, *, samples: int, chunk: int = 128
+    model: Model, images: jax.Array, key: jax.Array, *, samples: int | tuple[int, ...], chunk: int = 128
 ) -> MarginalLikelihood:
     """``-log p(x)`` of each image by importance sampling from ``q(z_K|x)`` (Burda et al. 2016, eq. 8).
 
@@ -146,26 +173,31 @@ def importance_nll(
         model: encoder and decoder.
         images: ``[B, H, W]`` or ``[B, H, W, C]``, as :func:`free_energy` takes them.
         key: one key for the batch, or keys ``[B]``. Sample ``s`` of an image has a key of its own, whatever S is.
-        samples: S.
+        samples: S; or several, whose estimates share samples: that of a smaller S is of the first S, in one pass.
         chunk: samples of an image that are held at a time: memory is O(chunk B H W), time O(S B).
     """
-    if samples < 1:
+    if isinstance(samples, int):
+        one = importance_nll(model, images, key, samples=(samples,), chunk=chunk)
+        return MarginalLikelihood(*(leaf[0] for leaf in one))
+    if not samples or min(samples) < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     posterior = model.encode(images)
     keys = jax.random.split(key, len(images)) if key.ndim == 0 else key
-    chunk = min(chunk, samples)
+    counts, most = jnp.array(samples), max(samples)
+    chunk = min(chunk, most)
 
     def log_weights(start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """``log sum w`` and ``log sum w^2`` over the chunk of samples that begins at ``start``, ``[B]`` each."""
+        """``log sum w`` and ``log sum w^2`` over the chunk of samples that begins at ``start``, ``[M, B]`` each."""
         numbers = start + jnp.arange(chunk)
         noise = jax.vmap(lambda s: _noise(jax.vmap(lambda key: jax.random.fold_in(key, s))(keys), posterior.mean))(
             numbers
         )
         log_w = -_terms(model, posterior, images, noise).free_energy
-        log_w = jnp.where((numbers < samples)[:, None], log_w, -jnp.inf)  # the last chunk may be longer than S
-        return jax.nn.logsumexp(log_w, axis=0), jax.nn.logsumexp(2.0 * log_w, axis=0)
+        # [M, chunk, B]; the last chunk may be longer than S.
+        log_w = jax.vmap(lambda count: jnp.where((numbers < count)[:, None], log_w, -jnp.inf))(counts)
+        return jax.nn.logsumexp(log_w, axis=1), jax.nn.logsumexp(2.0 * log_w, axis=1)
 
-    sums = jax.lax.map(log_weights, jnp.arange(0, samples, chunk))
+    sums = jax.lax.map(log_weights, jnp.arange(0, most, chunk))
     log_sum, log_sum_squares = (jax.nn.logsumexp(part, axis=0) for part in sums)
-    nll = jnp.log(jnp.asarray(samples, log_sum.dtype)) - log_sum
+    nll = jnp.log(counts.astype(log_sum.dtype))[:, None] - log_sum
     return MarginalLikelihood(nll, jnp.exp(2.0 * log_sum - log_sum_squares))

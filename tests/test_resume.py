@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import density, mnist
+from planar_vae_jax import evaluation, load_run
 from planar_vae_jax.runs import fit, signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
@@ -137,6 +138,25 @@ def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
     assert not any("test" in name for line in lines for name in line)
     mnist.main([f"--workdir={tmp_path}", "--eval_only", "--checkpoint=best"])
     assert figures(tmp_path / f"epoch-{best}")["free_energy"] != figures(tmp_path)["free_energy"]
+
+
+def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_patience(images, tmp_path, capsys):
+    flags = ("--validation=20", "--objective=reconstruction", "--hidden=64", "--latent=8", "--learning_rate=0.01")
+    flags += ("--checkpoint_every=100", "--epochs=60")
+    start("mnist", images, tmp_path, *flags, "--patience=2")
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["stopped_early"], found["patience"]) == (True, 2)
+    assert found["best_epoch"] == found["epochs"] - 2 < 58
+    start("mnist", images, tmp_path, *flags, "--patience=2", "--epochs=61")
+    assert "is finished" in capsys.readouterr().out
+    best = load_run(tmp_path, "best")
+    assert best.step == found["best_epoch"] * 4
+    with np.load(images) as arrays:
+        test = evaluation.fixed_images(arrays["x_test"], np.arange(30), "test", "none")
+    figures = evaluation.evaluate(best.vae, best.params, test, nll_samples=4)
+    assert float(np.mean(figures.squared_error)) == pytest.approx(found["test"]["squared_error"], rel=1e-5)
+    start("mnist", images, tmp_path, *flags, "--patience=4")
+    assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
 
 
 def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path):

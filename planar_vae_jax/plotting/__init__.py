@@ -10,8 +10,10 @@ import planar_vae_jax.plotting.backend  # noqa: F401  before all others: it impo
 from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
 from planar_vae_jax.plotting.density import density_fit, layer_densities
 from planar_vae_jax.plotting.images import image_grid, image_rows
+from planar_vae_jax.plotting.lengths import against_length
 
 __all__ = [
+    "against_length",
     "check_figures",
     "class_losses",
     "density_fit",
