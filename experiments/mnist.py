@@ -31,7 +31,7 @@ from planar_vae_jax.likelihoods import LIKELIHOODS, default_binarization, measur
 from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
-from planar_vae_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
+from planar_vae_jax.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.files import RunError, read_json
@@ -94,7 +94,11 @@ class Config(RunFlags):
         None, "default: schedule_free; adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
     )
     learning_rate: float = flag(
-        None, "default: 8e-3 for schedule_free, 1e-3 for adam", above=0.0, at_most=1e30, default_before=1e-3
+        None,
+        "default: 8e-3 for schedule_free, 1e-3 for adam and for conv",
+        above=0.0,
+        at_most=1e30,
+        default_before=1e-3,
     )
     warmup_steps: int = flag(
         None, "of the learning rate; default: an epoch for schedule_free, 0 for adam", at_least=0, default_before=0
@@ -277,12 +281,13 @@ def check_data(config: Config, data: Dataset) -> int:
 def with_defaults(config: Config, steps_per_epoch: int) -> Config:
     """The defaults that depend on other flags."""
     optimizer = config.optimizer or ("adam" if config.objective == "reconstruction" else "schedule_free")
+    learning_rate = CONVOLUTIONS_LEARNING_RATE if config.encoder == "conv" else LEARNING_RATES[optimizer]
     warmup_steps = steps_per_epoch if optimizer == "schedule_free" else 0
     return dataclasses.replace(
         config,
         binarization=config.binarization or default_binarization(config.likelihood, config.objective),
         optimizer=optimizer,
-        learning_rate=LEARNING_RATES[optimizer] if config.learning_rate is None else config.learning_rate,
+        learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,
         warmup_steps=warmup_steps if config.warmup_steps is None else config.warmup_steps,
     )
 

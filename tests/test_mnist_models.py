@@ -71,7 +71,8 @@ def test_grey_levels_under_a_bernoulli_decoder_are_called_a_cross_entropy(images
 
 @pytest.mark.parametrize("flags", [("--encoder=conv",), ("--encoder=conv", "--amortized", "--likelihood=logistic")])
 def test_convolutions_run(images, tmp_path, flags):
-    opened(tmp_path, run(images, tmp_path, *flags, "--epochs=1"))
+    found = opened(tmp_path, run(images, tmp_path, *flags, "--epochs=1"))
+    assert found.config["learning_rate"] == 1e-3
 
 
 def test_latent_dimensions_are_counted_and_measured(images, tmp_path, capsys):
