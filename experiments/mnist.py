@@ -6,8 +6,7 @@ trains for 30 epochs (on MNIST about two minutes on two CPU cores) and writes fi
 To reach on MNIST, nats an image: free energy 96.0 with K = 5, 96.5 with K = 0. ``--objective=reconstruction
 --latent=20`` draws the paper's loss curve: 204 at first, 5.3 at last (the paper: "over 200 ... plateauing around 6").
 
-A run that was stopped goes on when the same command is run again; ``--workdir=DIR --eval_only`` draws the figures of a
-run again.
+A run that was stopped goes on with the same command; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from planar_vae_jax import evaluation, plotting
+from planar_vae_jax import evaluation, pictures, plotting
 from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.data import (
     DATASETS,
@@ -247,7 +246,7 @@ def describe(
 def draw_images(
     run: RunFolder, vae: VAE, params: Any, data: Dataset, test: Images, setting: str, objective: str
 ) -> None:
-    """Figures 3 and 4 of the paper, and samples from the prior."""
+    """Figures 3 and 4 of the paper, samples from the prior, and the pages on the latent space."""
     chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
@@ -260,6 +259,7 @@ def draw_images(
     if objective == "reconstruction":
         title += "\nno KL term was trained, so the prior is not where the codes are"
     run.save_figure("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=title))
+    pictures.draw_latent_space(run.save_figure, vae, params, data, test, setting, objective)
 
 
 def draw_losses(

@@ -10,6 +10,7 @@ import planar_vae_jax.plotting.backend  # noqa: F401  before all others: it impo
 from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
 from planar_vae_jax.plotting.density import density_fit, layer_densities
 from planar_vae_jax.plotting.images import image_grid, image_rows
+from planar_vae_jax.plotting.posteriors import posterior_rows
 
 __all__ = [
     "check_figures",
@@ -20,6 +21,7 @@ __all__ = [
     "kl_curve",
     "layer_densities",
     "loss_curves",
+    "posterior_rows",
 ]
 
 
