@@ -20,6 +20,9 @@ FILES = {
     "samples.png",
     "classes.png",
     "posteriors.png",
+    "interpolations.png",
+    "traversals.png",
+    "aggregate.png",
     "checkpoints",
     ".lock",
 }

@@ -10,9 +10,12 @@ import planar_vae_jax.plotting.backend  # noqa: F401  before all others: it impo
 from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
 from planar_vae_jax.plotting.density import density_fit, layer_densities
 from planar_vae_jax.plotting.images import image_grid, image_rows
+from planar_vae_jax.plotting.latent import aggregate_histograms, aggregate_plane
 from planar_vae_jax.plotting.posteriors import posterior_rows
 
 __all__ = [
+    "aggregate_histograms",
+    "aggregate_plane",
     "check_figures",
     "class_losses",
     "density_fit",
