@@ -72,28 +72,27 @@ def _interpolations(vae: VAE, params: Any, test: Images, chosen: np.ndarray, nam
         title = f"Pixel means on straight lines between test images\n({setting})"
     elif vae.amortized:
         title += "\nin z_0 the flow's parameters change linearly too, from one image's to the other's"
-    return interpolation_page(vae, params, test.pixels, pairs, title)
+    left, right = (test.pixels[pairs[:, side]] for side in (0, 1))
+    lines = latent.interpolate(vae, params, left, right, STEPS)
+    return interpolation_page(vae, lines, left, right, title)
 
 
-def interpolation_page(vae: VAE, params: Any, pixels: Any, pairs: np.ndarray, title: str) -> Figure:
-    """Rows of pictures between images ``pixels[i]`` and ``pixels[j]``, which stand at both ends.
+def interpolation_page(vae: VAE, lines: latent.Interpolations, left: Any, right: Any, title: str) -> Figure:
+    """Rows of pictures between images, which stand at both ends; without a flow a row a pair, else two.
 
     Args:
         vae: the architecture.
-        params: of the model.
-        pixels: ``[N, H, W]`` uint8.
-        pairs: ``[P, 2]``, indices.
+        lines: ``[P, T, H, W]``.
+        left: ``[P, H, W]`` uint8.
+        right: likewise.
         title: over all.
     """
-    left, right = (jnp.asarray(pixels)[pairs[:, side]] for side in (0, 1))
-    lines = latent.interpolate(vae, params, left, right, STEPS)
     rows = {}
-    for number in range(len(pairs)):
-        ends = [np.asarray(end[number : number + 1]) / 255.0 for end in (left, right)]
+    for number, (first, last) in enumerate(zip(np.asarray(left) / 255.0, np.asarray(right) / 255.0, strict=True)):
         for name, line in {"z_0": lines.base, "z_K": lines.code}.items():
             if name == "z_K" or vae.flow_length:
-                rows[f"{number + 1}: {name}"] = np.concatenate([ends[0], np.asarray(line[number]), ends[1]])
-    captions = ["image", *(f"{t:g}" for t in np.linspace(0, 1, STEPS)), "image"]
+                rows[f"{number + 1}: {name}"] = np.stack([first, *np.asarray(line[number]), last])
+    captions = ["image", *(f"{t:g}" for t in np.linspace(0, 1, lines.code.shape[1])), "image"]
     return plotting.image_rows(rows, title=title, columns=captions)
 
 

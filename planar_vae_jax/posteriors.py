@@ -7,7 +7,7 @@ the inverse of these layers. For models with two latent dimensions.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,21 +41,26 @@ class PosteriorGrid(NamedTuple):
     nll: float  # -log p(x), nats
 
 
-class PointPosterior(NamedTuple):
-    """A model whose encoder is replaced: ``q(z|x)`` is all at ``points [M, L]``, for M images."""
-
-    model: objectives.Model
-    points: jax.Array
+class _Replaced:
+    def __init__(self, model: objectives.Model, posterior: PlanarFlow):
+        self.model, self.posterior = model, posterior
 
     def encode(self, images: jax.Array) -> PlanarFlow:
-        """Normals without width, and no layers."""
-        dim, dtype = self.points.shape[-1], self.points.dtype
-        nothing = Planar(jnp.zeros((0, dim), dtype), jnp.zeros((0, dim), dtype), jnp.zeros((0,), dtype))
-        return PlanarFlow(nothing, self.points, jnp.full((), -jnp.inf, dtype))
+        return self.posterior
 
-    def decode(self, z: jax.Array) -> jax.Array:
-        """The model's own."""
-        return self.model.decode(z)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+def with_posterior(model: objectives.Model, posterior: PlanarFlow) -> objectives.Model:
+    """The model with another encoder: whatever the images ``[B, H, W]``, it gives this ``q(z|x)`` of B images."""
+    return cast(objectives.Model, _Replaced(model, posterior))
+
+
+def point_posterior(z: jax.Array) -> PlanarFlow:
+    """q(z|x) all at the points ``z [B, L]``: normals without width, and no layers."""
+    nothing = Planar(jnp.zeros((0, z.shape[-1]), z.dtype), jnp.zeros((0, z.shape[-1]), z.dtype), jnp.zeros(0, z.dtype))
+    return PlanarFlow(nothing, z, jnp.full((), -jnp.inf, z.dtype))
 
 
 def log_joint(model: objectives.Model, image: jax.Array, z: jax.Array) -> jax.Array:
@@ -64,7 +69,7 @@ def log_joint(model: objectives.Model, image: jax.Array, z: jax.Array) -> jax.Ar
     The terms of the free energy where q is all at ``z``; what is drawn there has no effect.
     """
     images = jnp.broadcast_to(image, (len(z), *image.shape))
-    terms = objectives.free_energy(PointPosterior(model, z), images, jax.random.key(0))
+    terms = objectives.free_energy(with_posterior(model, point_posterior(z)), images, jax.random.key(0))
     return terms.log_prior + terms.log_likelihood
 
 

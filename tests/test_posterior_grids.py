@@ -123,8 +123,9 @@ def test_the_layers_shown_begin_with_the_base_and_end_with_the_flow():
 def test_point_posteriors_are_points(model):
     vae, params = model
     z = jnp.array([[0.3, -1.0], [0.0, 2.0]])
-    points = posteriors.PointPosterior(vae.bind(params), z)
-    np.testing.assert_array_equal(points.encode(jnp.zeros((2, *SHAPE))).sample(jax.random.key(0)), z)
+    other = posteriors.with_posterior(vae.bind(params), posteriors.point_posterior(z))
+    np.testing.assert_array_equal(other.encode(jnp.zeros((2, *SHAPE))).sample(jax.random.key(0)), z)
+    np.testing.assert_array_equal(other.decode(z), vae.bind(params).decode(z))
 
 
 def test_contours_hold_their_mass():
