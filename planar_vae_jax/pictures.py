@@ -91,7 +91,9 @@ def interpolation_page(vae: VAE, lines: latent.Interpolations, left: Any, right:
     for number, (first, last) in enumerate(zip(np.asarray(left) / 255.0, np.asarray(right) / 255.0, strict=True)):
         for name, line in {"z_0": lines.base, "z_K": lines.code}.items():
             if name == "z_K" or vae.flow_length:
-                rows[f"{number + 1}: {name}"] = np.stack([first, *np.asarray(line[number]), last])
+                rows[f"{number + 1}: {name}" if len(left) > 1 else name] = np.stack(
+                    [first, *np.asarray(line[number]), last]
+                )
     captions = ["image", *(f"{t:g}" for t in np.linspace(0, 1, lines.code.shape[1])), "image"]
     return plotting.image_rows(rows, title=title, columns=captions)
 
