@@ -33,7 +33,7 @@ OURS: dict[str, Callable[[Problem], Peer]] = {
     "ours, gram": lambda problem: peers.ours(problem, "gram"),
     "ours, vmap": peers.ours_under_vmap,
 }
-PRODUCTS = "products alone"
+FLOOR = "floor"
 PYTORCH = ("normflows", "Pyro", "PyTorch layer")  # the packages, and the layer as it is usually written
 NAMES = {name.lower().replace(" ", "-"): name for name in PEERS}
 
@@ -136,7 +136,7 @@ def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[st
     entries: dict[str, Contestant] = {}
     facts: dict[str, dict[str, Any]] = {}
     left_out: list[dict[str, str]] = []
-    for name, build in {**OURS, **{name: PEERS[name] for name in chosen}, PRODUCTS: peers.products}.items():
+    for name, build in {**OURS, **{name: PEERS[name] for name in chosen}, FLOOR: peers.floor}.items():
         try:
             peer, errors = checked(build, problem, truth)
         except Exception as error:
@@ -209,7 +209,7 @@ def compare(rows: list[dict[str, Any]]) -> Ratios:
     """Ratios of medians: ours by each method, the floor, and the fastest of the peers, each over ours."""
     medians = {(row["case"], row["name"]): row["median_ms"] for row in rows}
     groups = {
-        **{name: (name,) for name in (*list(OURS)[1:], PRODUCTS, "FlowJAX")},
+        **{name: (name,) for name in (*list(OURS)[1:], FLOOR, "FlowJAX")},
         f"best of {', '.join(PYTORCH)}": PYTORCH,
         "PyTorch tuned": ("PyTorch tuned",),
     }
@@ -229,7 +229,7 @@ def picture(rows: list[dict[str, Any]], device: str) -> Figure:
         "ours, scan": {"color": "black", "linestyle": "--"},
         "ours, gram": {"color": "black", "linestyle": ":"},
         "ours, vmap": {"color": "black", "linestyle": "-."},
-        PRODUCTS: {"color": "0.6"},
+        FLOOR: {"color": "0.6"},
         **{name: {"color": f"C{index}"} for index, name in enumerate(PEERS)},
     }
     cases = {size(row): f"{row['batch_size']} x {row['dim']} x {row['flow_length']}" for row in rows}

@@ -108,13 +108,15 @@ def flowjax(problem: Problem) -> Peer:
     return _jax_peer(flow, params, jnp.asarray(problem.z0, jnp.float32), result)
 
 
-def products(problem: Problem) -> Peer:
-    """No contestant but a floor: the products with ``[., D]`` matrices in the Gram form's value and gradient, alone.
+def floor(problem: Problem) -> Peer:
+    """No contestant, but what any has to do at least.
 
-    Forward ``z0 w^T``, ``w u_hat^T``, ``h u_hat``; backward two for each. The recursion over ``[K, K]`` is left out.
+    Shared: the products with ``[., D]`` matrices in the Gram form's value and gradient, alone: forward ``z0 w^T``,
+    ``w u_hat^T``, ``h u_hat``; backward two for each; the recursion over ``[K, K]`` is left out. Amortised: ``u`` and
+    ``w`` are read once (summed) and arrays of their sizes written (the gradient of the sum).
     """
     if problem.amortized:
-        raise Unavailable("with parameters of each event's own there are no products of matrices")
+        return _read_once(problem)
     u, w, z0 = (jnp.asarray(array, jnp.float32) for array in (problem.u, problem.w, problem.z0))
 
     @jax.jit
@@ -129,6 +131,12 @@ def products(problem: Problem) -> Peer:
         return zK, z0_bar, u_bar, w_bar, dot(gram, u), dot(gram.T, w)
 
     return Peer(lambda: jax.block_until_ready(step(u, w, z0)), None)
+
+
+def _read_once(problem: Problem) -> Peer:
+    u, w = (jnp.asarray(array, jnp.float32) for array in (problem.u, problem.w))
+    step = jax.jit(jax.value_and_grad(lambda u, w: jnp.sum(u) + jnp.sum(1.5 * w), argnums=(0, 1)))
+    return Peer(lambda: jax.block_until_ready(step(u, w)), None)
 
 
 # --- PyTorch.

@@ -10,40 +10,49 @@ A run that was stopped goes on with the same command; ``--workdir=DIR --eval_onl
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from planar_vae_jax import evaluation, pictures, plotting
+from planar_vae_jax import evaluation, plotting
 from planar_vae_jax.binarization import BINARIZATIONS
-from planar_vae_jax.data import (
-    DATASETS,
-    ArgumentError,
-    DataError,
-    Dataset,
-    dataset_identity,
-    examples,
-    hold_out,
-    load_dataset,
-    select_classes,
-)
-from planar_vae_jax.evaluation import Figures, Images, fixed_images
-from planar_vae_jax.load import default_binarization
+from planar_vae_jax.convolutions import divisible_by_4
+from planar_vae_jax.data import DATASETS, Dataset
+from planar_vae_jax.evaluation import fixed_images
+from planar_vae_jax.figures import describe, draw_images, draw_losses
+from planar_vae_jax.flagged_data import load_images
+from planar_vae_jax.likelihoods import LIKELIHOODS, default_binarization, measured
 from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
-from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.runs.files import RunError, read_json
 from planar_vae_jax.runs.fit import fit
-from planar_vae_jax.runs.folder import RunFolder, open_run
+from planar_vae_jax.runs.folder import open_run
 
-SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error")
-AS_FLAG = (" a data_dir", " --data_dir")  # the library's advice names its argument; of equal length, for boxes
+SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
+FLAGS = (
+    "flows",
+    "seed",
+    "objective",
+    "train_samples",
+    "amortized",
+    "likelihood",
+    "posterior",
+    "encoder",
+    "classes",
+    "nll_samples",
+    "patience",
+)  # in the summary
+# One object for the same arguments: runs in one process share what is compiled.
+shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_optimizer)
 
 
 @dataclass(frozen=True)
@@ -53,19 +62,35 @@ class Config(RunFlags):
     flows: int = flag(5, "K, the number of planar layers; 0: an ordinary VAE", at_least=0, at_most=10_000, named=True)
     epochs: int = flag(30, "passes over the training images; more go on", at_least=1, at_most=10**6, resumable=True)
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1, named=True)
-    dataset: str = flag("auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] uint8")
+    dataset: str = flag(
+        "auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] or [N, H, W, 3] uint8"
+    )
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", resumable=True)
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
     validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
-    objective: str = flag("elbo", "what is minimised", choices=("elbo", "reconstruction"))
-    binarization: str = flag(None, "default: dynamic for elbo, none for reconstruction", choices=BINARIZATIONS)
+    patience: int = flag(
+        0, "the run ends after so many epochs without a better validation loss; 0: never", at_least=0, resumable=True
+    )
+    objective: str = flag("elbo", "what is minimised", choices=("elbo", "iwae", "reconstruction"))
+    train_samples: int = flag(1, "k, samples an image of iwae; 1: the elbo", at_least=1, at_most=100_000)
+    binarization: str = flag(
+        None, "default: dynamic; none for reconstruction, logistic and gaussian", choices=BINARIZATIONS
+    )
+    likelihood: str = flag(
+        "bernoulli",
+        "of binary pixels; logistic: discretised, of uint8 ones; gaussian: a density; both with a scale a pixel",
+        choices=tuple(LIKELIHOODS),
+    )
+    posterior: str = flag("diagonal", "covariance of q_0; full: a Cholesky factor", choices=("diagonal", "full"))
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
-    hidden: int = flag(400, "width of the hidden layers", at_least=1, at_most=100_000)
+    encoder: str = flag("mlp", "conv: gated convolutions, also of the decoder", choices=("mlp", "conv"))
+    layers: int = flag(1, "hidden layers of an mlp", at_least=1, at_most=2)
+    hidden: int = flag(400, "width of the hidden layers of an mlp", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
     optimizer: str = flag(
-        None, "default: schedule_free for elbo, adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
+        None, "default: schedule_free; adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
     )
     learning_rate: float = flag(
         None, "default: 8e-3 for schedule_free, 1e-3 for adam", above=0.0, at_most=1e30, default_before=1e-3
@@ -97,17 +122,18 @@ def main(argv: list[str]) -> None:
     check_flags(config)
     notes: list[str] = []
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
-    steps_per_epoch = len(data.x_train) // config.batch_size
-    if steps_per_epoch == 0:
-        size = f"{len(data.x_train)} training images of {data.name}"
-        raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
+    train(config, data, identity, notes)
 
+
+def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """One run, to its end; returns its summary. ``notes``: what was said of its data."""
+    steps_per_epoch = check_data(config, data)
     config = with_defaults(config, steps_per_epoch)
     binarization = config.binarization
 
     with open_run(config, "mnist", identity) as run:
         if run.finished:
-            return
+            return read_json(run.workdir / "summary.json") or {}
         for note in notes if run.new else ():
             warn(note)
 
@@ -118,16 +144,21 @@ def main(argv: list[str]) -> None:
             flow_length=config.flows,
             amortized=config.amortized,
             h=config.h,
+            layers=config.layers,
+            posterior=config.posterior,
+            encoder=config.encoder,
+            likelihood=config.likelihood,
         )
         init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
-        loss = vae_loss(
+        loss = shared_loss(
             vae,
             config.objective,
             binarization,
+            train_samples=config.train_samples,
             kl_warmup_steps=config.kl_warmup * steps_per_epoch,
             annealing_steps=config.energy_annealing * steps_per_epoch,
         )
-        optimizer = make_optimizer(
+        optimizer = shared_optimizer(
             config.optimizer,
             learning_rate=config.learning_rate,
             warmup_steps=config.warmup_steps,
@@ -153,52 +184,93 @@ def main(argv: list[str]) -> None:
             steps_per_epoch=steps_per_epoch,
             data=images,
             batch_size=config.batch_size,
-            report=lambda params: evaluation.mean_loss(vae, params, watched, config.objective, split),
+            report=lambda params: evaluation.mean_loss(
+                vae, params, watched, config.objective, split, config.train_samples
+            ),
             score=None if validation is None else "validation_loss",
+            patience=config.patience,
             show=("train_loss", f"{split}_loss"),
         )
 
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
+        print(f"nats are of {measured(config.likelihood, binarization)}", flush=True)
         figures = evaluation.evaluate(vae, params, test, nll_samples=config.nll_samples)
-        setting = describe(data.name, binarization, vae, len(lines), config.objective, config.classes)
-        draw_images(run, vae, params, data, test, setting, config.objective)
-        draw_losses(run, data.y_test, figures, lines, split, setting, config.objective)
+        overall, by_class = evaluation.means(figures), evaluation.means_by_class(figures, data.y_test)
+        shown: tuple[str, ...] = SHOWN
+        if config.likelihood == "logistic":
+            dims, shown = math.prod(vae.image_shape), (*SHOWN, "bits_per_dim")
+            overall = evaluation.with_bits_per_dim(overall, dims)
+            by_class = {label: evaluation.with_bits_per_dim(row, dims) for label, row in by_class.items()}
+        units = evaluation.active_units(evaluation.latent_units(vae, params, test))
+        setting = describe(data.name, binarization, vae, fitted.epoch, config.objective, config.classes)
+        draw_images(run.save_figure, vae, params, data, test, setting, config.objective)
+        draw_losses(run.save_figure, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {
             "dataset": data.name,
             "source": data.source,
             "binarization": binarization,
-            "flows": config.flows,
+            "nats_of": measured(config.likelihood, binarization),
             "epochs": len(lines),
-            "seed": config.seed,
-            "objective": config.objective,
-            "amortized": config.amortized,
-            "classes": config.classes,
+            **({"stopped_early": fitted.stopped_early, "best_epoch": fitted.epoch} if config.patience else {}),
+            **{name: getattr(config, name) for name in FLAGS},
             "train_images": len(data.x_train),
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
-            "nll_samples": config.nll_samples,
             "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")},
-            "test": evaluation.means(figures),
-            "per_class": evaluation.means_by_class(figures, data.y_test),
+            "test": overall,
+            "nll_by_samples": evaluation.nll_by_samples(figures, config.nll_samples),
+            "per_class": by_class,
+            "active_units": units,
             "seconds_per_epoch": float(np.median([line["seconds"] for line in lines if line])),
             "seconds": run.seconds(),
         }
         run.finish(summary)
-        print_table({"all": {"images": len(data.x_test), **summary["test"]}, **summary["per_class"]}, SHOWN)
+        print_table({"all": {"images": len(data.x_test), **overall}, **by_class}, shown)
+        print(
+            f"active units: {units['count']} of {vae.latent} (the mean of q_0 varies by more than {units['threshold']})"
+        )
+        return summary
 
 
 def check_flags(config: Config) -> None:
     """Checks the flags against each other."""
     if config.amortized and config.flows == 0:
         raise UsageError("--amortized needs --flows of at least 1; got --flows=0")
+    if config.train_samples > 1 and config.objective != "iwae":
+        raise UsageError(f"--train_samples={config.train_samples} needs --objective=iwae; got {config.objective}")
     for name in ("kl_warmup", "energy_annealing"):
         if getattr(config, name) and config.objective != "elbo":
             raise UsageError(f"--{name} anneals the elbo; got --objective={config.objective}")
+    if config.likelihood != "bernoulli":
+        if config.objective == "reconstruction":
+            raise UsageError(f"--likelihood={config.likelihood} needs the elbo; got --objective=reconstruction")
+        if config.binarization not in (None, "none"):
+            levels = f"--likelihood={config.likelihood} is of grey levels: --binarization must be none"
+            raise UsageError(f"{levels}; got --binarization={config.binarization}")
+    if config.encoder == "conv":
+        for name in ("hidden", "layers"):
+            if getattr(config, name) != getattr(Config, name):
+                raise UsageError(f"--{name} is of --encoder=mlp; got --{name}={getattr(config, name)} with conv")
     try:
         plotting.check_figures()
     except ImportError as error:
         raise RunError(str(error)) from error
+
+
+def check_data(config: Config, data: Dataset) -> int:
+    """Checks the flags against the data; returns the steps of an epoch."""
+    if config.batch_size > len(data.x_train):
+        size = f"{len(data.x_train)} training images of {data.name}"
+        raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
+    if config.patience and data.x_valid is None:
+        raise UsageError(
+            f"--patience={config.patience} needs validation images: --validation=N, or x_valid in FILE.npz"
+        )
+    if config.encoder == "conv" and not divisible_by_4(data.x_train.shape[1:]):
+        size = " x ".join(map(str, data.x_train.shape[1:3]))
+        raise UsageError(f"--encoder=conv needs images whose sides are divisible by 4; got {size} of {data.name}")
+    return len(data.x_train) // config.batch_size
 
 
 def with_defaults(config: Config, steps_per_epoch: int) -> Config:
@@ -207,93 +279,11 @@ def with_defaults(config: Config, steps_per_epoch: int) -> Config:
     warmup_steps = steps_per_epoch if optimizer == "schedule_free" else 0
     return dataclasses.replace(
         config,
-        binarization=config.binarization or default_binarization(config.objective),
+        binarization=config.binarization or default_binarization(config.likelihood, config.objective),
         optimizer=optimizer,
         learning_rate=LEARNING_RATES[optimizer] if config.learning_rate is None else config.learning_rate,
         warmup_steps=warmup_steps if config.warmup_steps is None else config.warmup_steps,
     )
-
-
-def load_images(
-    name: str, data_dir: str | None, classes: tuple[int, ...] | None, validation: int, warn: Callable[[str], None]
-) -> tuple[Dataset, dict[str, Any]]:
-    """The images that are asked for, and what tells them from others."""
-    try:
-        data = load_dataset(name, data_dir, warn=lambda text: warn(text.replace(*AS_FLAG)))
-        if classes is not None:
-            data = select_classes(data, classes)
-        return hold_out(data, validation) if validation else data, dataset_identity(data)
-    except ArgumentError as error:  # it names the argument, which is the flag
-        raise UsageError(f"--{error}") from error
-    except DataError as error:
-        raise UsageError(str(error).replace(*AS_FLAG)) from error
-
-
-def describe(
-    name: str, binarization: str, vae: VAE, epochs: int, objective: str, classes: tuple[int, ...] | None
-) -> str:
-    """What tells this run's figures from another's."""
-    parts = [
-        f"{name} classes {','.join(map(str, classes))}" if classes else name,
-        "grey levels" if binarization == "none" else f"{binarization} binarisation",
-        f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
-        *(["squared error, no KL"] if objective == "reconstruction" else []),
-        f"{epochs} epoch{'s' * (epochs > 1)}",
-    ]
-    return ", ".join(parts)
-
-
-def draw_images(
-    run: RunFolder, vae: VAE, params: Any, data: Dataset, test: Images, setting: str, objective: str
-) -> None:
-    """Figures 3 and 4 of the paper, samples from the prior, and the pages on the latent space."""
-    chosen, captions = examples(data)
-    rows = {
-        "original": data.x_test[chosen] / 255.0,
-        "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.pixels[chosen])),
-    }
-    title = f"Test images and their reconstructions\n({setting})"
-    run.save_figure("reconstructions.png", plotting.image_rows(rows, title=title, columns=captions))
-    samples = evaluation.sample_prior(vae, params, jax.random.key(0), 100)
-    title = f"Pixel means decoded from the prior\n({setting})"
-    if objective == "reconstruction":
-        title += "\nno KL term was trained, so the prior is not where the codes are"
-    run.save_figure("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=title))
-    pictures.draw_latent_space(run.save_figure, vae, params, data, test, setting, objective)
-
-
-def draw_losses(
-    run: RunFolder,
-    labels: np.ndarray | None,
-    figures: Figures,
-    lines: list[dict[str, Any]],
-    split: str,
-    setting: str,
-    objective: str,
-) -> None:
-    """Figures 5 and 6 of the paper (loss curves with the first iteration and without), and the test loss by class."""
-    label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
-    curves = {
-        f"{name} {when}": np.array(
-            [lines[0].get(f"first_{name}_loss"), *(line.get(f"{name}_loss") for line in lines)], np.float64
-        )
-        for name, when in (
-            ("train", "(first step, then mean over each epoch)"),
-            (split, "(before, then after each epoch)"),
-        )
-    }
-    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({setting})", ylabel=label)
-    run.save_figure("loss.png", figure)
-    if labels is not None:
-        name = "squared_error" if objective == "reconstruction" else "free_energy"
-        rows = evaluation.means_by_class(figures, labels)
-        figure = plotting.class_losses(
-            {key: row[name] for key, row in rows.items()},
-            title=f"Test loss by class\n({setting})",
-            label=label,
-            errors={key: np.nan if row[f"{name}_se"] is None else row[f"{name}_se"] for key, row in rows.items()},
-        )
-        run.save_figure("classes.png", figure)
 
 
 if __name__ == "__main__":

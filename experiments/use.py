@@ -7,8 +7,9 @@
     python -m experiments.use --workdir=DIR --gap=100                 where the free energy's gap to NLL comes from
 
 Each writes its files (PNG, NPZ, CSV, JSON) into ``WORKDIR/use/``, or into ``--output``. ``FILE.npz`` holds images
-``[N, H, W]`` of the size that the run was trained on, uint8 or floats in 0..1, as ``x_test`` or as its only array; PNG
-files will do too, as in ``--reconstruct='digits/*.png'``. ``--gap=100`` takes some minutes on two cores.
+``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 or floats in 0..1, as ``x_test`` or
+as its only array; PNG files will do too, as in ``--reconstruct='digits/*.png'``. ``--gap=100`` takes some minutes on
+two cores.
 """
 
 import csv
@@ -21,11 +22,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.mnist import load_images
 from planar_vae_jax import evaluation, latent, load_run, pictures, plotting
 from planar_vae_jax.data import DataError, Dataset
 from planar_vae_jax.data.images import read_images
+from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.gap import Settings, gap_of_images, summarise
+from planar_vae_jax.likelihoods import measured
 from planar_vae_jax.load import Run
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
@@ -117,7 +119,7 @@ def made(folder: Path) -> Path:
 
 
 def images_of_file(run: Run, name: str, place: str) -> np.ndarray:
-    """``[N, H, W]`` uint8 of the run's size."""
+    """``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8 of the run's size."""
     try:
         return read_images(place, run.vae.image_shape, warn)
     except DataError as error:
@@ -239,7 +241,8 @@ def find_gap(run: Run, data: Dataset, count: int, settings: Settings, folder: Pa
     write_json(folder / "gap.json", {**setting, **summary, "settings": settings._asdict()})
     layers = f"{run.vae.flow_length} layers each" if run.vae.flow_length else "own family"
     table = {"encoder": summary["encoder"], layers: summary["own_family"], "factorised": summary["factorised"]}
-    print(f"nats an image, {count} test images of {data.name}; the approximation gap is to -log p(x):")
+    nats = f"nats of {measured(run.vae.likelihood, run.binarization)}, {count} test images of {data.name}"
+    print(f"{nats}; the approximation gap is to -log p(x):")
     print_table({**table, "-log p(x)": {"free_energy": summary["nll"], "free_energy_se": summary["nll_se"]}}, COLUMNS)
 
 

@@ -47,24 +47,29 @@ def normal_mixture_log_prob(z: jax.Array, means: jax.Array, std: float) -> jax.A
 class PlanarFlow:
     """The density of ``zK`` when ``z0 ~ N(mean, diag(exp(2 log_std)))`` passes through K planar layers.
 
+    With ``lower``, ``z0 ~ N(mean, C C^T)``, where ``C`` has ``exp(log_std)`` on its diagonal and ``lower`` beneath.
+
     A pytree, to be passed through ``jax.jit``, ``jax.grad`` and ``jax.vmap`` like its arrays. Leading axes of
-    ``params``, ``mean`` and ``log_std`` are a batch of densities; their broadcast shape is appended to that of samples.
+    ``params``, ``mean``, ``log_std`` and ``lower`` are a batch of densities; their broadcast shape is appended to that
+    of samples.
 
     Args:
         params: ``Planar(u [..., K, D], w [..., K, D], b [..., K])``.
         mean: ``[]``, ``[D]`` or ``[..., D]``; a number is turned into an array of the dtype of ``params``.
         log_std: likewise, the logarithm of the standard deviations.
         h: the nonlinearity, one of ``NONLINEARITIES``.
+        lower: None, or ``[..., D, D]``, of which the entries below the diagonal count: the rest of a Cholesky factor.
 
     Raises:
-        ValueError: for a ``mean`` or ``log_std`` of another D or another floating dtype than ``params``, or whose
-            leading axes do not broadcast; for an unknown ``h``.
+        ValueError: for a ``mean``, ``log_std`` or ``lower`` of another D or another floating dtype than ``params``, or
+            whose leading axes do not broadcast; for an unknown ``h``.
     """
 
     params: Planar
     mean: jax.Array = 0.0  # type: ignore[assignment]
     log_std: jax.Array = 0.0  # type: ignore[assignment]
     h: str = "tanh"
+    lower: jax.Array | None = None
 
     def __post_init__(self) -> None:
         check_nonlinearity(self.h)
@@ -72,11 +77,13 @@ class PlanarFlow:
         object.__setattr__(self, "params", params)
         for name in ("mean", "log_std"):
             object.__setattr__(self, name, _of_the_base(name, getattr(self, name), params.u))
+        if self.lower is not None:
+            object.__setattr__(self, "lower", _of_the_base("lower", self.lower, params.u, axes=2))
         try:
             self.batch_shape  # noqa: B018
         except ValueError:
-            leading = (params.b.shape[:-1], self.mean.shape[:-1], self.log_std.shape[:-1])
-            raise ValueError(f"the leading axes of params, mean and log_std must broadcast; got {leading}") from None
+            names = "params, mean and log_std" if self.lower is None else "params, mean, log_std and lower"
+            raise ValueError(f"the leading axes of {names} must broadcast; got {self._leading}") from None
 
     @property
     def dim(self) -> int:
@@ -85,17 +92,40 @@ class PlanarFlow:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """The broadcast leading axes of ``params``, ``mean`` and ``log_std``."""
-        return jnp.broadcast_shapes(self.params.b.shape[:-1], self.mean.shape[:-1], self.log_std.shape[:-1])
+        """The broadcast leading axes of ``params``, ``mean``, ``log_std`` and ``lower``."""
+        return jnp.broadcast_shapes(*self._leading)
+
+    @property
+    def _leading(self) -> tuple[tuple[int, ...], ...]:
+        leading = (self.params.b.shape[:-1], self.mean.shape[:-1], self.log_std.shape[:-1])
+        return leading if self.lower is None else (*leading, self.lower.shape[:-2])
+
+    @property
+    def base_kl(self) -> jax.Array:
+        """``KL(q_0 || N(0, I))`` dimension by dimension, ``[..., D]``, in closed form; the layers are left out.
+
+        ``(mean^2 + var - 1 - log var) / 2``. With ``lower`` the term of dimension i is that of ``q_0(z_i|z_1 ..
+        z_{i-1})``, averaged, so that the sum is the whole KL again, though a term depends on the order.
+        """
+        mean, log_std = jnp.broadcast_arrays(self.mean, self.log_std)
+        kl = 0.5 * (jnp.square(mean) + jnp.expm1(2.0 * log_std)) - log_std
+        if self.lower is None:
+            return kl
+        return jnp.add(*jnp.broadcast_arrays(kl, 0.5 * jnp.sum(jnp.square(jnp.tril(self.lower, -1)), -1)))
 
     def transform(self, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """``(zK [..., D], log q_0(z0) [...], log_det [...])`` of ``z0 = mean + exp(log_std) noise``.
+        """``(zK [..., D], log q_0(z0) [...], log_det [...])`` of ``z0 = mean + exp(log_std) noise + lower noise``.
 
         Args:
             noise: ``[..., D]``, draws from N(0, I).
         """
         mean, log_std, noise = jnp.broadcast_arrays(self.mean, self.log_std, noise)
-        zK, log_det = planar_flow(self.params, mean + jnp.exp(log_std) * noise, h=self.h)
+        z0 = mean + jnp.exp(log_std) * noise
+        if self.lower is not None:
+            lower = jnp.tril(self.lower, -1)
+            product = jnp.einsum("...ij,...j->...i", lower, noise, precision=jax.lax.Precision.HIGHEST)
+            z0 = jnp.add(*jnp.broadcast_arrays(z0, product))
+        zK, log_det = planar_flow(self.params, z0, h=self.h)
         return zK, standard_normal_log_prob(noise) - jnp.sum(log_std, -1), log_det
 
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -110,27 +140,40 @@ class PlanarFlow:
     def log_prob(self, x: jax.Array) -> jax.Array:
         """``log q(x)``: ``[...]`` for points ``x [..., D]``, by the inverse."""
         z0, log_det = inverse_planar_flow(self.params, x, h=self.h)
-        return normal_log_prob(z0, self.mean, self.log_std) + log_det
+        if self.lower is None:
+            return normal_log_prob(z0, self.mean, self.log_std) + log_det
+        return jnp.add(*jnp.broadcast_arrays(_cholesky_log_prob(z0, self.mean, self.log_std, self.lower), log_det))
 
     def _noise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.normal(key, (*shape, *self.batch_shape, self.dim), self.mean.dtype)
 
     def tree_flatten_with_keys(self) -> tuple[Any, str]:
         """Arrays, and what is static."""
-        names = ("params", "mean", "log_std")
+        names = ("params", "mean", "log_std", "lower")
         return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self.h
 
     @classmethod
     def tree_unflatten(cls, h: str, leaves: Any) -> "PlanarFlow":
         """Without checks: JAX puts other things than arrays into pytrees."""
         flow = object.__new__(cls)
-        for name, leaf in zip(("params", "mean", "log_std", "h"), (*leaves, h), strict=True):
+        for name, leaf in zip(("params", "mean", "log_std", "lower", "h"), (*leaves, h), strict=True):
             object.__setattr__(flow, name, leaf)
         return flow
 
 
-def _of_the_base(name: str, value: Any, u: jax.Array) -> jax.Array:
-    """``mean`` or ``log_std`` as an array, checked against ``u [..., K, D]``."""
+def _cholesky_log_prob(z: jax.Array, mean: jax.Array, log_std: jax.Array, lower: jax.Array) -> jax.Array:
+    """``log N(z; mean, C C^T)``, with ``C`` as :class:`PlanarFlow` has it."""
+    z, mean, log_std = jnp.broadcast_arrays(z, mean, log_std)
+    batch, dim = jnp.broadcast_shapes(z.shape[:-1], lower.shape[:-2]), z.shape[-1]
+    difference, log_std = (jnp.broadcast_to(array, (*batch, dim)) for array in (z - mean, log_std))
+    diagonal = jnp.broadcast_to(jnp.eye(dim, dtype=z.dtype), (*batch, dim, dim)) * jnp.exp(log_std)[..., None]
+    factor = diagonal + jnp.tril(jnp.broadcast_to(lower, diagonal.shape), -1)
+    noise = jax.scipy.linalg.solve_triangular(factor, difference[..., None], lower=True)[..., 0]
+    return standard_normal_log_prob(noise) - jnp.sum(log_std, -1)
+
+
+def _of_the_base(name: str, value: Any, u: jax.Array, axes: int = 1) -> jax.Array:
+    """``mean``, ``log_std`` or (``axes=2``) ``lower`` as an array, checked against ``u [..., K, D]``."""
     dtype = computed_in(u.dtype)
     given = getattr(value, "dtype", None)
     array = jnp.asarray(value)
@@ -138,6 +181,9 @@ def _of_the_base(name: str, value: Any, u: jax.Array) -> jax.Array:
         array = array.astype(dtype)
     if array.dtype not in (u.dtype, dtype):
         raise ValueError(f"{name} and params must be of one floating dtype; got {array.dtype} and {u.dtype}")
-    if array.ndim and array.shape[-1] != u.shape[-1]:
-        raise ValueError(f"{name} must be of shape [] or [..., {u.shape[-1]}], as params has; got {array.shape}")
+    dim = u.shape[-1]
+    if axes == 1 and array.ndim and array.shape[-1] != dim:
+        raise ValueError(f"{name} must be of shape [] or [..., {dim}], as params has; got {array.shape}")
+    if axes == 2 and array.shape[-2:] != (dim, dim):
+        raise ValueError(f"{name} must be of shape [..., {dim}, {dim}], as params has; got {array.shape}")
     return array.astype(dtype)

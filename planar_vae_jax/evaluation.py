@@ -6,6 +6,7 @@ with, and the differences between two runs' figures are paired.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ from planar_vae_jax.uncertainty import mean_and_error, means_and_errors
 
 BATCH = 1000  # images at a time; fixed, so that the last bits of a figure depend on nothing
 DECODED = 16_000  # images decoded at a time for the marginal likelihood, so that memory is bounded
+DECODED_BY_CONVOLUTIONS = 1000  # 64 channels of 28 x 28 pixels are 0.2 MB an image
 _SPLITS = ("test", "valid", "train")
 
 
 class Figures(NamedTuple):
-    """Figures of each image, ``[N]``; nats but for the last two."""
+    """Figures of each image, ``[N]``; nats but for squared error and effective sample size."""
 
     free_energy: np.ndarray
     nll: np.ndarray
@@ -32,12 +34,13 @@ class Figures(NamedTuple):
     kl: np.ndarray
     squared_error: np.ndarray
     effective_sample_size: np.ndarray
+    nll_course: np.ndarray | None = None  # [N, M], the NLL from the first S/4, S/2 and S samples
 
 
 class Images(NamedTuple):
     """Images as they are evaluated, and what is drawn for each of them."""
 
-    pixels: jax.Array  # [N, H, W] uint8; 0 or 255 but for grey levels
+    pixels: jax.Array  # [N, H, W] or [N, H, W, C] uint8; 0 or 255 but for grey levels
     keys: jax.Array  # [N], of posterior samples
 
 
@@ -45,7 +48,7 @@ def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization
     """Binarises images once, each by its own key.
 
     Args:
-        images: ``[N, H, W]`` uint8.
+        images: ``[N, H, W]`` or ``[N, H, W, C]`` uint8.
         index: ``[N]``, the position of each in the whole split.
         split: ``"train"``, ``"valid"`` or ``"test"``.
         binarization: one of ``BINARIZATIONS``; ``dynamic`` and ``static`` are the same here.
@@ -101,15 +104,21 @@ def free_energy_terms(vae: VAE, params: Any, images: Images) -> objectives.Terms
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "samples"))
-def marginal_likelihood(vae: VAE, params: Any, images: Images, *, samples: int) -> objectives.MarginalLikelihood:
-    """``-log p(x)`` of each image from ``samples`` importance samples, with the effective sample size, ``[N]`` each."""
-    chunk = min(samples, 128)
+def marginal_likelihood(
+    vae: VAE, params: Any, images: Images, *, samples: int | tuple[int, ...]
+) -> objectives.MarginalLikelihood:
+    """``-log p(x)`` of each image from ``samples`` importance samples, with the effective sample size, ``[N]`` each.
+
+    Of several numbers of samples (:func:`planar_vae_jax.objectives.importance_nll`): ``[N, M]``.
+    """
+    chunk = min(samples if isinstance(samples, int) else max(samples), 128)
 
     def batch(pixels: jax.Array, keys: jax.Array) -> objectives.MarginalLikelihood:
         model = vae.bind(params)
-        return objectives.importance_nll(model, unit_pixels(pixels), _fold_in(keys, 1), samples=samples, chunk=chunk)
+        found = objectives.importance_nll(model, unit_pixels(pixels), _fold_in(keys, 1), samples=samples, chunk=chunk)
+        return jax.tree.map(jnp.transpose, found)  # images first
 
-    return map_batches(batch, images, DECODED // chunk)
+    return map_batches(batch, images, (DECODED_BY_CONVOLUTIONS if vae.encoder == "conv" else DECODED) // chunk)
 
 
 def _fold_in(keys: jax.Array, number: int) -> jax.Array:
@@ -119,21 +128,30 @@ def _fold_in(keys: jax.Array, number: int) -> jax.Array:
 def evaluate(vae: VAE, params: Any, images: Images, *, nll_samples: int) -> Figures:
     """All figures of each image, on the host."""
     terms = free_energy_terms(vae, params, images)
-    likelihood = marginal_likelihood(vae, params, images, samples=nll_samples)
+    likelihood = marginal_likelihood(vae, params, images, samples=objectives.sample_counts(nll_samples))
     figures = Figures(
         terms.free_energy,
-        likelihood.nll,
+        likelihood.nll[:, -1],
         terms.reconstruction,
         terms.kl,
         terms.squared_error,
-        likelihood.effective_sample_size,
+        likelihood.effective_sample_size[:, -1],
+        likelihood.nll,
     )
     return jax.tree.map(np.asarray, figures)
 
 
 def means(figures: Figures, rows: Any = slice(None)) -> dict[str, float | None]:
     """``{name: mean, name_se: its standard error}`` of every figure over the images in ``rows``."""
-    return means_and_errors({name: values[rows] for name, values in figures._asdict().items()})
+    return means_and_errors({name: values[rows] for name, values in figures._asdict().items() if name != "nll_course"})
+
+
+def nll_by_samples(figures: Figures, nll_samples: int) -> dict[str, float]:
+    """``{number of importance samples: mean NLL}`` for S/4, S/2 and S of them; the same where the estimate is exact."""
+    assert figures.nll_course is not None
+    counts = objectives.sample_counts(nll_samples)
+    columns = np.asarray(figures.nll_course, np.float64).T
+    return {str(count): float(np.mean(column)) for count, column in zip(counts, columns, strict=True)}
 
 
 def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:
@@ -144,10 +162,59 @@ def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dic
     return {label: {"images": int(np.sum(row)), **means(figures, row)} for label, row in rows.items()}
 
 
-def mean_loss(vae: VAE, params: Any, images: Images, objective: str, split: str) -> dict[str, float | None]:
-    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing."""
-    terms = free_energy_terms(vae, params, images)
-    mean, error = mean_and_error(np.asarray(terms.objective(objective)))
+def with_bits_per_dim(row: dict[str, Any], dims: int) -> dict[str, Any]:
+    """A row of :func:`means` with its NLL in bits for each of the ``dims`` pixels (and channels) of an image beside."""
+    unit = dims * math.log(2.0)
+    bits = {f"bits_per_dim{end}": row[f"nll{end}"] for end in ("", "_se")}
+    return row | {name: None if nats is None else nats / unit for name, nats in bits.items()}
+
+
+class LatentUnits(NamedTuple):
+    """What each latent dimension carries, ``[L]``; of q_0 alone, before any planar layer mixes the dimensions."""
+
+    variance_of_mean: np.ndarray  # over images, of the mean of q_0(z_i|x)
+    kl_q0: np.ndarray  # nats: the closed-form KL of q_0 to the prior (``PlanarFlow.base_kl``), averaged over images
+
+
+def latent_units(vae: VAE, params: Any, images: Images) -> LatentUnits:
+    """Over a whole data set, in float64; for K = 0 the sum of ``kl_q0`` is the mean KL without sampling."""
+    means, kl = (np.asarray(leaf, np.float64) for leaf in _base_moments(vae, params, images.pixels))
+    return LatentUnits(np.var(means, axis=0), np.mean(kl, axis=0))
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _base_moments(vae: VAE, params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        posterior = vae.bind(params).encode(unit_pixels(pixels))
+        return posterior.mean, posterior.base_kl
+
+    return map_batches(batch, (pixels,), BATCH)
+
+
+def active_units(units: LatentUnits, threshold: float = 0.01) -> dict[str, Any]:
+    """For a summary: how many dimensions are active, the mean of q_0 varying by more than the ``threshold`` (Burda et
+    al. 2016, section 5.2), beside what each carries. With a flow these are dimensions of z_0."""
+    return {
+        "count": int(np.sum(units.variance_of_mean > threshold)),
+        "of": len(units.kl_q0),
+        "threshold": threshold,
+        "variance_of_mean": units.variance_of_mean.tolist(),
+        "kl_q0": units.kl_q0.tolist(),
+    }
+
+
+def mean_loss(
+    vae: VAE, params: Any, images: Images, objective: str, split: str, train_samples: int = 1
+) -> dict[str, float | None]:
+    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing.
+
+    Of ``"iwae"``: the bound from ``train_samples`` samples, as it is trained.
+    """
+    if objective == "iwae" and train_samples > 1:
+        losses = marginal_likelihood(vae, params, images, samples=train_samples).nll
+    else:
+        losses = free_energy_terms(vae, params, images).objective("elbo" if objective == "iwae" else objective)
+    mean, error = mean_and_error(np.asarray(losses))
     return {f"{split}_loss": mean, f"{split}_loss_se": error}
 
 
@@ -157,11 +224,12 @@ def reconstruct(vae: VAE, params: Any, pixels: jax.Array) -> jax.Array:
     model = vae.bind(params)
     posterior = model.encode(unit_pixels(pixels))
     zK, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
-    return jax.nn.sigmoid(model.decode(zK))
+    return model.likelihood.mean(model.decode(zK))
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "count"))
 def sample_prior(vae: VAE, params: Any, key: jax.Array, count: int) -> jax.Array:
     """Pictures (pixel means) ``[count, H, W]`` decoded from ``z_K ~ N(0, I)``."""
     z = jax.random.normal(key, (count, vae.latent), vae.dtype)
-    return jax.nn.sigmoid(vae.bind(params).decode(z))
+    model = vae.bind(params)
+    return model.likelihood.mean(model.decode(z))

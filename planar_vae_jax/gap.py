@@ -11,7 +11,7 @@ the amortisation gap comes out rather too small and the approximation gap too la
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from planar_vae_jax.planar import Planar
 from planar_vae_jax.posteriors import with_posterior
 from planar_vae_jax.uncertainty import means_and_errors
 
-DECODED = 2000  # images decoded at a time, so that memory is bounded
+DECODED = 1000  # images decoded at a time, so that memory is bounded
 
 
 class Settings(NamedTuple):
@@ -122,13 +122,13 @@ def inference_gap(model: objectives.Model, images: jax.Array, keys: jax.Array, s
     """The gap of each image of a batch.
 
     Args:
-        model: encoder and decoder.
-        images: ``[B, H, W]``, values 0 or 1.
+        model: whose ``encode`` gives a :class:`PlanarFlow`.
+        images: ``[B, H, W]``, values 0 or 1 for a Bernoulli likelihood.
         keys: ``[B]``.
         settings: see there.
     """
     train_keys, bound_keys, nll_keys, start_keys = (_fold_in(keys, number) for number in range(2, 6))
-    encoder = own_posteriors(model.encode(images), len(images))
+    encoder = own_posteriors(cast(PlanarFlow, model.encode(images)), len(images))
 
     def bound(posterior: PlanarFlow) -> jax.Array:
         one = functools.partial(free_energies, model, posterior, images)

@@ -35,8 +35,8 @@ SCANNED = 128
 
 def gram_layers(
     nonlinearity: Nonlinearity, u_hat: jax.Array, w: jax.Array, b: jax.Array, z0: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """K layers one after the other, for events ``z0 [..., D]``: ``zK [..., D]`` and pre-activations ``a [K, ...]``.
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """K layers one after the other, for events ``z0 [..., D]``: ``zK [..., D]``, and ``a`` and ``h(a)``, ``[K, ...]``.
 
     Args:
         nonlinearity: ``h``.
@@ -47,7 +47,7 @@ def gram_layers(
     """
     r = _dot(w, z0, (1, -1)) + beside_events(b, z0[..., 0])
     a, h = _recursion(nonlinearity, r, jnp.tril(_dot(w, u_hat, (1, 1)), -1))
-    return z0 + _dot(h, u_hat, (0, 0)), a
+    return z0 + _dot(h, u_hat, (0, 0)), (a, h)
 
 
 def _dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -64,7 +64,7 @@ def _recursion(nonlinearity: Nonlinearity, r: jax.Array, L: jax.Array) -> tuple[
 def _recursion_jvp(nonlinearity, primals, tangents):
     (r, L), (r_dot, L_dot) = primals, tangents
     a, h = _recursion(nonlinearity, r, L)
-    slope, _ = nonlinearity.slopes(a)
+    slope, _ = nonlinearity.slopes(a, h)
     rhs = r_dot + _dot(jnp.tril(L_dot, -1), h, (1, 0))
 
     def linear(rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -131,5 +131,7 @@ def _block(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Arra
         total = r + _dot(row, values, (0, 0))  # values of this layer and of later ones are still 0
         return lax.dynamic_update_index_in_dim(values, layer(total, own), k, axis=0), total
 
-    values, totals = lax.scan(step, full_like(r if own is None else own, 0.0), (r, jnp.arange(len(r)), L, own))
+    values, totals = lax.scan(
+        step, full_like(r if own is None else own, 0.0), (r, jnp.arange(len(r), dtype=jnp.uint32), L, own)
+    )
     return totals, values

@@ -42,9 +42,10 @@ def _nothing(nonlinearity: Nonlinearity, root: jax.Array, y: jax.Array, m: jax.A
     """
     y_0, m_0 = lax.stop_gradient((y, m))
     dy, dm = y - y_0, m - m_0
-    v, h, (slope, _) = _derivative(nonlinearity, root, m_0), nonlinearity.value(root), nonlinearity.slopes(root)
+    v, h = _derivative(nonlinearity, root, m_0), nonlinearity.value(root)
+    slope, _ = nonlinearity.slopes(root, h)
     first = (dy - dm * h) / v
-    bend = 0.5 * (m_0 - 1.0) * nonlinearity.curvature(root) * jnp.square(first)
+    bend = 0.5 * (m_0 - 1.0) * nonlinearity.curvature(root, h) * jnp.square(first)
     second = (dy - dm * (h + slope * first) - bend) / v
     return jnp.where(jnp.isfinite(root), second, 0.0)
 
@@ -59,7 +60,7 @@ def _solve_preactivation_jvp(nonlinearity, primals, tangents):
 
 def _derivative(nonlinearity: Nonlinearity, a: jax.Array, m: jax.Array) -> jax.Array:
     """``dF/da = (1 - h') + h' m``, at least ``tiny``."""
-    slope, complement = nonlinearity.slopes(a)
+    slope, complement = nonlinearity.slopes(a, nonlinearity.value(a))
     return jnp.maximum(complement + slope * m, jnp.finfo(a.dtype).tiny)
 
 

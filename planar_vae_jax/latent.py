@@ -19,8 +19,8 @@ RATED = 500  # images that the KL by dimension is averaged over
 
 
 def pictures(model: objectives.Model, z: jax.Array) -> jax.Array:
-    """Pixel means ``[..., H, W]`` of ``z [..., L]``."""
-    return jax.nn.sigmoid(model.decode(z))
+    """Pixel means ``[..., H, W]`` (or ``[..., H, W, 3]``) of ``z [..., L]``."""
+    return model.likelihood.mean(model.decode(z))
 
 
 @functools.partial(jax.jit, static_argnames="vae")

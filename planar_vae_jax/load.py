@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax import evaluation
-from planar_vae_jax.models import VAE
+from planar_vae_jax.likelihoods import default_binarization
+from planar_vae_jax.models import CHOICES, VAE
 
 Array = jax.Array | np.ndarray
 
@@ -29,8 +30,9 @@ Array = jax.Array | np.ndarray
 class Run:
     """A trained VAE as functions on batches of images.
 
-    Images are ``[N, H, W]`` of the size that the run was trained on, uint8 0..255 or float 0..1, and are binarised as
-    in training; pictures are pixel means ``[N, H, W]`` in 0..1; ``z`` is ``[N, L]``; figures are ``[N]`` in nats.
+    Images are ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 0..255 or float 0..1,
+    and are binarised as in training; pictures are pixel means of that shape in 0..1; ``z`` is ``[N, L]``; figures are
+    ``[N]`` in nats, of what :func:`planar_vae_jax.likelihoods.measured` says.
     What is drawn for image i follows from the key and from i.
 
     Raises:
@@ -86,9 +88,9 @@ def _whole_number(name: str, value: int, *, at_least: int) -> int:
     return number
 
 
-def _as_uint8(images: Array, shape: tuple[int, int]) -> np.ndarray:
+def _as_uint8(images: Array, shape: tuple[int, ...]) -> np.ndarray:
     images = np.asarray(images)
-    if images.ndim != 3 or images.shape[1:] != shape:
+    if images.ndim != 1 + len(shape) or images.shape[1:] != shape:
         wanted = ", ".join(map(str, shape))
         raise ValueError(
             f"images must be [N, {wanted}], the size that the run was trained on; got {list(images.shape)}"
@@ -116,7 +118,8 @@ def _encode(vae: VAE, params: Any, images: evaluation.Images) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="vae")
 def _decode(vae: VAE, params: Any, z: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(vae.bind(params).decode(z))
+    model = vae.bind(params)
+    return model.likelihood.mean(model.decode(z))
 
 
 def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run:
@@ -159,19 +162,15 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
         params = leaves.fill_params(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)))
     except ValueError as error:
         raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None
-    binarization = flags["binarization"] or default_binarization(flags["objective"])
+    binarization = flags["binarization"] or default_binarization(vae.likelihood, flags["objective"])
     return Run(flags, params, vae, found.step, binarization)
 
 
-def default_binarization(objective: str) -> str:
-    """Of ``experiments.mnist``: a likelihood needs binary images, the paper's squared error takes grey levels."""
-    return "none" if objective == "reconstruction" else "dynamic"
-
-
-def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, int]) -> VAE:
-    """The architecture that the flags of ``experiments.mnist`` name."""
+def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, ...]) -> VAE:
+    """The architecture that the flags of ``experiments.mnist`` name; flags newer than the run are at their defaults."""
     names = {"latent": "latent", "hidden": "hidden", "flow_length": "flows", "amortized": "amortized", "h": "h"}
-    return VAE(image_shape, **{field: flags[flag] for field, flag in names.items()})
+    newer = {name: flags[name] for name in CHOICES if name in flags}
+    return VAE(image_shape, **{field: flags[flag] for field, flag in names.items()}, **newer)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def _image_shape(stored: dict[str, Any], leaves: dict[str, np.ndarray]) -> tuple[int, int]:
+def _image_shape(stored: dict[str, Any], leaves: dict[str, np.ndarray]) -> tuple[int, ...]:
     shape = (stored.get("data") or {}).get("image_shape")
     if shape is not None:
         return tuple(shape)

@@ -1,8 +1,8 @@
-"""The variational autoencoder, on batches of images; the only file that knows Flax.
+"""The variational autoencoder, on batches of images; only this file and ``convolutions.py`` know Flax.
 
 A :class:`VAE` is an architecture: a few numbers, hashable, so that it can be a static argument of ``jax.jit``. Its
 parameters are a pytree of their own (nested dicts of arrays), and :meth:`VAE.bind` puts the two together into what
-the objectives ask for: ``encode(images) -> q(z|x)`` and ``decode(z) -> logits``.
+the objectives ask for: ``encode(images) -> q(z|x)``, ``decode(z) -> parameters of p(x|z)``, ``likelihood``.
 """
 
 import dataclasses
@@ -14,33 +14,58 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from planar_vae_jax.convolutions import GatedDecoder, GatedEncoder, divisible_by_4
 from planar_vae_jax.distributions import PlanarFlow
+from planar_vae_jax.likelihoods import LIKELIHOODS, Likelihood, LocationScale, bounded_log_scale
 from planar_vae_jax.planar import Planar, init_planar
 
 # log_std = LOG_STD_RANGE tanh(raw / LOG_STD_RANGE): the identity near 0, and by construction never so
 # far out that exp(log_std) or exp(-log_std) overflows or a variance becomes 0.
 LOG_STD_RANGE = 10.0
+FIRST_LOG_SCALE = -1.0  # of pixels in 0..1, for likelihoods with a scale
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "layers": (1, 2),
+    "posterior": ("diagonal", "full"),
+    "encoder": ("mlp", "conv"),
+    "likelihood": tuple(LIKELIHOODS),
+}
 
 
 class Encoder(nnx.Module):
-    """Two linear layers with a ReLU between: images ``[..., H, W]`` to ``q(z|x)``."""
+    """Images to ``q(z|x)``: one or two linear layers with ReLUs, or gated convolutions; then a linear head a part.
+
+    Heads of what belongs to each image's own flow or covariance start near what all images would share.
+    """
 
     def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
         self.vae = vae
-        self.hidden = nnx.Linear(math.prod(vae.image_shape), vae.hidden, param_dtype=vae.dtype, rngs=rngs)
-        self.mean = nnx.Linear(vae.hidden, vae.latent, param_dtype=vae.dtype, rngs=rngs)
-        self.log_std = nnx.Linear(vae.hidden, vae.latent, param_dtype=vae.dtype, rngs=rngs)
+        if vae.encoder == "conv":
+            self.convolutions = GatedEncoder(vae.image_shape, dtype=vae.dtype, rngs=rngs)
+        else:
+            _add_hidden(self, math.prod(vae.image_shape), rngs)
+        self.mean = nnx.Linear(vae.features, vae.latent, param_dtype=vae.dtype, rngs=rngs)
+        self.log_std = nnx.Linear(vae.features, vae.latent, param_dtype=vae.dtype, rngs=rngs)
         layers = init_planar(rngs.flow(), vae.flow_length, vae.latent, dtype=vae.dtype)
         if vae.amortized:
-            self.flow = _amortized_head(vae, layers, rngs)
+            self.flow = _head_near(vae, jnp.concatenate([leaf.ravel() for leaf in layers]), rngs)
         else:
             self.u, self.w, self.b = map(nnx.Param, layers)
+        if vae.posterior == "full":
+            self.lower = _head_near(vae, jnp.zeros(vae.latent * (vae.latent - 1) // 2), rngs)
 
     def __call__(self, images: jax.Array) -> PlanarFlow:
-        pixels = images.reshape(*images.shape[:-2], math.prod(self.vae.image_shape))
-        features = nnx.relu(self.hidden(pixels))
+        features = self.features(images)
         log_std = LOG_STD_RANGE * jnp.tanh(self.log_std(features) / LOG_STD_RANGE)
-        return PlanarFlow(self._layers(features), self.mean(features), log_std, h=self.vae.h)
+        lower = _strictly_lower(self.lower(features), self.vae.latent) if self.vae.posterior == "full" else None
+        return PlanarFlow(self._layers(features), self.mean(features), log_std, h=self.vae.h, lower=lower)
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """What the heads are given, ``[..., F]``."""
+        leading = images.shape[: images.ndim - len(self.vae.image_shape)]
+        if self.vae.encoder == "conv":
+            return self.convolutions(images.reshape(*leading, *self.vae.image_shape[:2], self.vae.channels))
+        return _hidden(self, images.reshape(*leading, math.prod(self.vae.image_shape)))
 
     def _layers(self, features: jax.Array) -> Planar:
         if not self.vae.amortized:
@@ -52,30 +77,68 @@ class Encoder(nnx.Module):
         return Planar(u.reshape(*batch, *shape), w.reshape(*batch, *shape), b)
 
 
-def _amortized_head(vae: "VAE", layers: Planar, rngs: nnx.Rngs) -> nnx.Linear:
-    """``features -> (u, w, b)`` in one vector: near ``layers``, the biases, for all images; small weights move them."""
-    shared = jnp.concatenate([leaf.ravel() for leaf in layers])
+def _head_near(vae: "VAE", start: jax.Array, rngs: nnx.Rngs) -> nnx.Linear:
+    """``features -> [..., start.size]``: near ``start``, the biases, for all images; small weights move them."""
     return nnx.Linear(
-        vae.hidden,
-        shared.size,
-        kernel_init=nnx.initializers.normal(0.01 / vae.hidden**0.5),
-        bias_init=lambda key, shape, dtype: shared.astype(dtype),
+        vae.features,
+        start.size,
+        kernel_init=nnx.initializers.normal(0.01 / vae.features**0.5),
+        bias_init=lambda key, shape, dtype: start.astype(dtype),
         param_dtype=vae.dtype,
         rngs=rngs,
     )
 
 
+def _strictly_lower(entries: jax.Array, size: int) -> jax.Array:
+    """``[..., size (size - 1) / 2]`` as the entries below the diagonal of matrices ``[..., size, size]``.
+
+    The entries and then all of them backwards, in rows of ``size - 1``, have each once in their lower triangle: so it
+    needs no gather, and its derivative no scatter.
+    """
+    side, leading = size - 1, entries.shape[:-1]
+    square = jnp.concatenate([entries[..., side:], entries[..., ::-1]], -1).reshape(*leading, side, side)
+    return jnp.pad(jnp.tril(square), (*[(0, 0)] * len(leading), (1, 0), (0, 1)))
+
+
+def _add_hidden(module: Any, size: int, rngs: nnx.Rngs) -> None:
+    """The hidden layers of an MLP whose input is ``[..., size]``."""
+    vae = module.vae
+    module.hidden = nnx.Linear(size, vae.hidden, param_dtype=vae.dtype, rngs=rngs)
+    if vae.layers == 2:
+        module.hidden2 = nnx.Linear(vae.hidden, vae.hidden, param_dtype=vae.dtype, rngs=rngs)
+
+
+def _hidden(module: Any, x: jax.Array) -> jax.Array:
+    """What they make of it."""
+    x = nnx.relu(module.hidden(x))
+    return nnx.relu(module.hidden2(x)) if module.vae.layers == 2 else x
+
+
 class Decoder(nnx.Module):
-    """Two linear layers with a ReLU between: ``z [..., L]`` to Bernoulli logits ``[..., H, W]``."""
+    """``z [..., L]`` to the parameters of ``p(x|z)``, in the shape of images; the encoder's mirror image."""
 
     def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
         self.vae = vae
-        self.hidden = nnx.Linear(vae.latent, vae.hidden, param_dtype=vae.dtype, rngs=rngs)
-        self.logits = nnx.Linear(vae.hidden, math.prod(vae.image_shape), param_dtype=vae.dtype, rngs=rngs)
+        if vae.encoder == "conv":  # the last layer is a convolution 1x1
+            self.convolutions = GatedDecoder(vae.latent, vae.image_shape, dtype=vae.dtype, rngs=rngs)
+            inputs, outputs = self.convolutions.channels, vae.channels
+        else:
+            _add_hidden(self, vae.latent, rngs)
+            inputs, outputs = vae.hidden, math.prod(vae.image_shape)
+        last = nnx.Linear(inputs, outputs, param_dtype=vae.dtype, rngs=rngs)
+        if vae.likelihood == "bernoulli":
+            self.logits = last
+        else:
+            self.location = last
+            self.log_scale = nnx.Param(jnp.full(vae.image_shape, FIRST_LOG_SCALE, vae.dtype))
 
-    def __call__(self, z: jax.Array) -> jax.Array:
-        logits = self.logits(nnx.relu(self.hidden(z)))
-        return logits.reshape(*z.shape[:-1], *self.vae.image_shape)
+    def __call__(self, z: jax.Array) -> jax.Array | LocationScale:
+        hidden = self.convolutions(z) if self.vae.encoder == "conv" else _hidden(self, z)
+        shape = (*z.shape[:-1], *self.vae.image_shape)
+        if self.vae.likelihood == "bernoulli":
+            return self.logits(hidden).reshape(shape)
+        log_scale = bounded_log_scale(self.log_scale[...], LIKELIHOODS[self.vae.likelihood])
+        return LocationScale(self.location(hidden).reshape(shape), log_scale)
 
 
 class Networks(nnx.Module):
@@ -85,6 +148,11 @@ class Networks(nnx.Module):
         self.decode = Decoder(vae, rngs=rngs)
         self.encode = Encoder(vae, rngs=rngs)
 
+    @property
+    def likelihood(self) -> Likelihood:
+        """The family of ``p(x|z)``."""
+        return LIKELIHOODS[self.decode.vae.likelihood]
+
 
 @dataclasses.dataclass(frozen=True)
 class VAE:
@@ -93,19 +161,24 @@ class VAE:
     K = 0 is the ordinary VAE: with the same key, encoder and decoder start from the same parameters for every K.
 
     Args:
-        image_shape: ``(H, W)``.
+        image_shape: ``(H, W)``, or ``(H, W, C)`` as of colours.
         latent: L, the size of ``z``.
-        hidden: width of the hidden layer of encoder and decoder.
+        hidden: width of the hidden layers of encoder and decoder; of no use with ``encoder="conv"``.
+        layers: hidden layers of encoder and decoder each, 1 or 2; of no use with ``encoder="conv"``.
         flow_length: K >= 0.
         amortized: whether the encoder gives each image its own flow; otherwise all images share one (the paper).
         h: the flow's nonlinearity, one of ``NONLINEARITIES``.
+        posterior: ``"diagonal"`` or ``"full"``, the covariance of q_0, by a Cholesky factor from the encoder.
+        encoder: ``"mlp"``, or ``"conv"``: the gated convolutions of van den Berg et al. (2018), and their decoder.
+        likelihood: one of ``LIKELIHOODS``.
         dtype: of all parameters and therefore of all that is computed from float32 or float64 images.
 
     Raises:
-        ValueError: for a size that is no whole number in its range, or an amortised flow without layers.
+        ValueError: for a size that is no whole number in its range, a name that is none, an amortised flow without
+            layers, or images that the convolutions cannot halve twice.
     """
 
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     _: dataclasses.KW_ONLY
     latent: int = 40
     hidden: int = 400
@@ -113,23 +186,44 @@ class VAE:
     amortized: bool = False
     h: str = "tanh"
     dtype: str = "float32"
+    layers: int = 1
+    posterior: str = "diagonal"
+    encoder: str = "mlp"
+    likelihood: str = "bernoulli"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))
-        if len(self.image_shape) != 2 or min(self.image_shape) < 1:
-            raise ValueError(f"image_shape must be (H, W), both at least 1; got {self.image_shape}")
+        if len(self.image_shape) not in (2, 3) or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape must be (H, W) or (H, W, C), all at least 1; got {self.image_shape}")
         for name, least in (("latent", 1), ("hidden", 1), ("flow_length", int(self.amortized))):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 amortized = " with amortized=True" if name == "flow_length" and self.amortized else ""
                 raise ValueError(f"{name} must be a whole number of at least {least}{amortized}; got {value!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")
+        if self.encoder == "conv" and not divisible_by_4(self.image_shape):
+            raise ValueError(
+                f"image_shape must have H and W divisible by 4 with encoder='conv'; got {self.image_shape}"
+            )
+
+    @property
+    def features(self) -> int:
+        """What the encoder's heads are given: its width before them."""
+        return GatedEncoder.features if self.encoder == "conv" else self.hidden
+
+    @property
+    def channels(self) -> int:
+        """C; 1 of images ``[H, W]``."""
+        return self.image_shape[2] if len(self.image_shape) == 3 else 1
 
     def init(self, key: jax.Array) -> Any:
         """Parameters drawn by ``key``: nested dicts of arrays."""
         return _init(self, key)
 
     def bind(self, params: Any) -> Networks:
-        """The model with these parameters: ``encode(images [..., H, W]) -> PlanarFlow``, ``decode(z [..., L])``."""
+        """The model with these parameters: ``encode(images) -> PlanarFlow``, ``decode(z [..., L])``, ``likelihood``."""
         graphdef, state = _structure(self)
         nnx.replace_by_pure_dict(state := jax.tree.map(lambda leaf: leaf, state), params)
         return nnx.merge(graphdef, state)

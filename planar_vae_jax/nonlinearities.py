@@ -11,21 +11,21 @@ class Nonlinearity(NamedTuple):
     """An odd, strictly increasing ``h`` with ``h'(0) = 1``, ``0 < h' <= 1`` and ``h`` concave above 0."""
 
     value: Callable[[jax.Array], jax.Array]  # a -> h(a)
-    slopes: Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # a -> (h'(a), 1 - h'(a))
-    curvature: Callable[[jax.Array], jax.Array]  # a -> h''(a)
+    slopes: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # a, h(a) -> (h'(a), 1 - h'(a))
+    curvature: Callable[[jax.Array, jax.Array], jax.Array]  # a, h(a) -> h''(a)
     remainder: Callable[[jax.Array], jax.Array]  # a -> a - h(a), to full relative accuracy
     # y -> an upper bound of the a >= 0 with a - h(a) = y >= 0, tight to a factor where y is small.
     remainder_inverse: Callable[[jax.Array], jax.Array]
 
 
-def _tanh_slopes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _tanh_slopes(a: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
     # 1 - tanh(a)^2 has lost every digit by |a| = 9 in float32; 4 e / (1 + e)^2 keeps them all.
     e = jnp.exp(-2.0 * jnp.abs(a))
-    return 4.0 * e / jnp.square(1.0 + e), jnp.square(jnp.tanh(a))
+    return 4.0 * e / jnp.square(1.0 + e), jnp.square(h)
 
 
-def _tanh_curvature(a: jax.Array) -> jax.Array:
-    return -2.0 * jnp.tanh(a) * _tanh_slopes(a)[0]
+def _tanh_curvature(a: jax.Array, h: jax.Array) -> jax.Array:
+    return -2.0 * h * _tanh_slopes(a, h)[0]
 
 
 def _tanh_remainder(a: jax.Array) -> jax.Array:
@@ -44,9 +44,8 @@ def _tanh_remainder_inverse(y: jax.Array) -> jax.Array:
     return jnp.where(y < 5.0 / 21.0, jnp.cbrt(4.2 * y), y + 1.0)
 
 
-def _softsign_slopes(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = jnp.abs(a) / (1.0 + jnp.abs(a))
-    return jnp.square(1.0 / (1.0 + jnp.abs(a))), y * (2.0 - y)
+def _softsign_slopes(a: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.square(1.0 / (1.0 + jnp.abs(a))), jnp.abs(h) * (2.0 - jnp.abs(h))
 
 
 NONLINEARITIES = {
@@ -54,7 +53,7 @@ NONLINEARITIES = {
     "softsign": Nonlinearity(  # a / (1 + |a|)
         value=lambda a: a / (1.0 + jnp.abs(a)),
         slopes=_softsign_slopes,
-        curvature=lambda a: -2.0 * jnp.sign(a) / (1.0 + jnp.abs(a)) ** 3,
+        curvature=lambda a, _: -2.0 * jnp.sign(a) / (1.0 + jnp.abs(a)) ** 3,
         remainder=lambda a: a * (jnp.abs(a) / (1.0 + jnp.abs(a))),
         remainder_inverse=lambda y: jnp.minimum(y + jnp.sqrt(y), y + 1.0),
     ),

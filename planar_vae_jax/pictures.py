@@ -20,7 +20,7 @@ VALUES = np.linspace(-3.0, 3.0, 13)  # that a coordinate is moved to
 
 
 def draw_latent_space(
-    save: Callable[[str, Figure], None],
+    save: Callable[[str, Figure], object],
     vae: VAE,
     params: Any,
     data: Dataset,

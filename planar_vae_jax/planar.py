@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planar_vae_jax.constraint import Constrained, constrain
+from planar_vae_jax.constraint import Constrained, constrain, constrain_scaled, inverse_scale
 from planar_vae_jax.gram import gram_layers
 from planar_vae_jax.inverse import solve_preactivation
+from planar_vae_jax.layouts import kept, recomputed
 from planar_vae_jax.log_slope import sum_log_slopes
 from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
 
@@ -31,6 +32,9 @@ METHODS = ("scan", "gram")
 
 # Up to this D the layer scan keeps each coordinate of z apart, and is always the faster method (docs/benchmarks.md).
 NARROW = 4
+
+# From this D on a layer of an amortised flow slices its u and w out of [..., K, D]; below, they are put in front first.
+SLICED = 256
 
 
 class Planar(NamedTuple):
@@ -202,6 +206,8 @@ class Prepared(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("h", "method"), inline=True)
 def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax.Array, jax.Array]:
+    if method == "scan" and not _serves_many(params, z0):
+        return _amortized(NONLINEARITIES[h], params, z0)
     run = _gram if method == "gram" and params.b.shape[-1] else _scan
     return _for_each_flow(functools.partial(run, NONLINEARITIES[h]), params, z0)
 
@@ -216,7 +222,7 @@ Flow = Callable[[Prepared, jax.Array], tuple[jax.Array, jax.Array]]
 
 def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``flow(layers of one flow, z [..., D])``, with ``jax.vmap`` over the leading axes that ``params`` have."""
-    params, z = jax.tree.map(lambda leaf: leaf.astype(computed_in(leaf.dtype)), (params, z))
+    params, z = _widened(params, z)
     layers = Prepared(*params, constrain(params.u, params.w))
     flows = params.b.shape[:-1]
     lead = jnp.broadcast_shapes(flows, z.shape[:-1])
@@ -229,21 +235,58 @@ def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array,
     return flow(layers, z)
 
 
+def _amortized(nonlinearity: Nonlinearity, params: Planar, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A flow for each event: the cost is that of reading ``u`` and ``w``, so a layer does all it needs them for.
+
+    Reverse mode keeps ``z`` and the scalars of each layer, and reads ``u`` and ``w`` again.
+    """
+    params, z0 = _widened(params, z0)
+    flow_length, dim = params.u.shape[-2:]
+    lead = jnp.broadcast_shapes(params.b.shape[:-1], z0.shape[:-1])
+    u, w, b = (jnp.broadcast_to(leaf, (*lead, *leaf.shape[params.b.ndim - 1 :])) for leaf in params)
+
+    def layer(z: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        u, w, b, inverse_scale = one
+        constrained = constrain_scaled(u, w, inverse_scale)
+        a = kept(jnp.sum(w * z, -1) + b)
+        value = kept(nonlinearity.value(a))
+        direction = w * inverse_scale[..., None]
+        z = z + value[..., None] * u + kept(value * constrained.along)[..., None] * direction
+        return z, (a, value, constrained.w_u_hat, constrained.m, constrained.log_m)
+
+    def sliced(z: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        k, *scalars = one
+        return layer(z, (*(lax.dynamic_index_in_dim(leaf, k, -2, keepdims=False) for leaf in (u, w)), *scalars))
+
+    z = jnp.broadcast_to(z0, (*lead, dim))
+    scalars = (jnp.moveaxis(leaf, -1, 0) for leaf in (b, inverse_scale(w)))
+    if dim < SLICED:
+        rows = (jnp.moveaxis(leaf, -2, 0) for leaf in (u, w))
+        z, found = lax.scan(recomputed(layer), z, (*rows, *scalars))
+    else:
+        z, found = lax.scan(recomputed(sliced), z, (jnp.arange(flow_length, dtype=jnp.uint32), *scalars))
+    return z, sum_log_slopes(nonlinearity, False, *found)
+
+
+def _widened(params: Planar, z: jax.Array) -> tuple[Planar, jax.Array]:
+    return jax.tree.map(lambda leaf: leaf.astype(computed_in(leaf.dtype)), (params, z))
+
+
 def computed_in(dtype: jax.typing.DTypeLike) -> Any:
     """The dtype in which a flow of this dtype is computed, and its results are: float32 at least."""
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
-def _log_det(nonlinearity: Nonlinearity, a: jax.Array, layers: Prepared) -> jax.Array:
-    """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a [K, ...]``."""
+def _log_det(nonlinearity: Nonlinearity, a: jax.Array, h: jax.Array, layers: Prepared) -> jax.Array:
+    """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a`` and ``h = h(a)``, ``[K, ...]``."""
     if not len(a):
         return jnp.sum(a, 0)
-    return sum_log_slopes(nonlinearity, a, *layers.constrained[-3:])
+    return sum_log_slopes(nonlinearity, True, a, h, *layers.constrained[-3:])
 
 
 def _gram(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    zK, a = gram_layers(nonlinearity, layers.constrained.u_hat, layers.w, layers.b, z0)
-    return zK, _log_det(nonlinearity, a, layers)
+    zK, found = gram_layers(nonlinearity, layers.constrained.u_hat, layers.w, layers.b, z0)
+    return zK, _log_det(nonlinearity, *found, layers)
 
 
 def _scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -254,7 +297,7 @@ def _scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[
         return _add(z, nonlinearity.value(a), one), a
 
     z, a = lax.scan(layer, _split(z0), layers)
-    return _join(z), _log_det(nonlinearity, a, layers)
+    return _join(z), _log_det(nonlinearity, a, nonlinearity.value(a), layers)
 
 
 def _inverse_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -263,7 +306,7 @@ def _inverse_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Array) -
         return _add(z, -nonlinearity.value(a), one), a
 
     z, a = lax.scan(layer, _split(zK), layers, reverse=True)
-    return _join(z), -_log_det(nonlinearity, a, layers)
+    return _join(z), -_log_det(nonlinearity, a, nonlinearity.value(a), layers)
 
 
 # Of a few dimensions each is an array of its own in the scan, so that a step works on whole batches.

@@ -21,7 +21,7 @@ from planar_vae_jax.planar import Planar
 
 SIDE = 128  # points along a side of a grid
 NOISE = 5.0  # standard deviations of q_0, half the side of the grid of z_0
-DECODED = 2000  # points decoded at a time, so that memory is bounded
+DECODED = 1000  # points decoded at a time, so that memory is bounded
 SAMPLES = 2000  # of each density, to find where it lies
 PRIOR_EXTENT = 6.0  # half the side of the square in which the true posterior's mass is looked for
 HELD, SEEN = 12.0, 6.5  # nats below its highest point, to which the true posterior is summed, and shown
@@ -64,7 +64,7 @@ def point_posterior(z: jax.Array) -> PlanarFlow:
 
 
 def log_joint(model: objectives.Model, image: jax.Array, z: jax.Array) -> jax.Array:
-    """``log p(x, z)`` of one image ``[H, W]`` at points ``z [M, L]``: ``[M]``, nats.
+    """``log p(x, z)`` of one image ``[H, W]`` or ``[H, W, 3]`` at points ``z [M, L]``: ``[M]``, nats.
 
     The terms of the free energy where q is all at ``z``; what is drawn there has no effect.
     """
@@ -90,7 +90,8 @@ def posterior_grid(vae: VAE, params: Any, pixels: jax.Array, layers: Sequence[in
     Args:
         vae: with ``latent=2``.
         params: of the model.
-        pixels: ``[H, W]`` uint8, as they are evaluated (:func:`planar_vae_jax.evaluation.fixed_images`).
+        pixels: ``[H, W]`` or ``[H, W, 3]`` uint8, as they are evaluated
+            (:func:`planar_vae_jax.evaluation.fixed_images`).
         layers: the numbers k, ascending and K the last; default :func:`shown_layers`.
 
     Raises:

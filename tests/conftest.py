@@ -9,7 +9,7 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is spent on compiling. Machine code that is not optimised has the same arithmetic, and is
 # made in half of the time; .ci/run runs the numerics again as users have them (XLA_FLAGS= switches this off).
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import hypothesis
 import jax

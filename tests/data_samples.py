@@ -49,7 +49,7 @@ def assert_valid(dataset: Dataset) -> None:
             continue
         assert getattr(dataset, f"{split}_index").shape == x.shape[:1]
         assert x.dtype == np.uint8
-        assert x.ndim == 3
+        assert x.ndim == 3 or x.shape[3:] == (3,)
         assert x.shape[1:] == size
         if y is not None:
             assert y.shape == (len(x),)

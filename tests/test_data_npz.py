@@ -36,7 +36,13 @@ NPZ_FAULTS = {
         "x_train",
         r"wanted images \[N, H, W\].*\[30, 784\] uint8",
     ),
-    "channels": ({"x_test": np.stack([IMAGES] * 3, -1)}, "x_test", r"wanted .*got \[30, 28, 28, 3\] uint8"),
+    "colours beside grey": (
+        {"x_test": np.stack([IMAGES] * 3, -1)},
+        "x_test",
+        r"wanted \[N, 28, 28\] as in x_train, got \[30, 28, 28, 3\] uint8",
+    ),
+    "four channels": ({"x_train": np.stack([IMAGES] * 4, -1)}, "x_train", r"\[N, H, W, 3\].*got \[30, 28, 28, 4\]"),
+    "an axis more": ({"x_train": np.stack([IMAGES] * 3, -1)[None]}, "x_train", r"got \[1, 30, 28, 28, 3\]"),
     "grey levels as floats": (
         {"x_train": IMAGES.astype(np.float32)},
         "x_train",
@@ -120,6 +126,7 @@ def test_npz_never_unpickles(tmp_path):
 # --- Other scales and axes ---
 
 GREY, FIELDS = IMAGES[:20], ("x_train", "x_test")
+COLOUR = np.stack([GREY, GREY // 2, 255 - GREY], -1)
 # what is saved -> what is read, and what is said of it
 OTHERWISE_SAVED = {
     "float64": (GREY / 255, GREY, r"^\[N, H, W\] float64 taken as \[N, H, W\] uint8, 255 times what came, rounded$"),
@@ -132,6 +139,8 @@ OTHERWISE_SAVED = {
     "last axis": (GREY[..., None], GREY, r"^\[N, H, W, 1\] uint8 taken as \[N, H, W\] uint8$"),
     "first axis": (GREY[:, None], GREY, r"^\[N, 1, H, W\] uint8 taken as \[N, H, W\] uint8$"),
     "torch tensors": ((GREY / 255).astype(np.float32)[:, None], GREY, r"^\[N, 1, H, W\] float32 taken as .*rounded$"),
+    "colours": (COLOUR / 255, COLOUR, r"^\[N, H, W, 3\] float64 taken as \[N, H, W, 3\] uint8, 255 times"),
+    "colours first": (np.moveaxis(COLOUR, 3, 1), COLOUR, r"^\[N, 3, H, W\] uint8 taken as \[N, H, W, 3\] uint8$"),
     "0 and 1": (
         GREY // 128,
         GREY // 128,
@@ -150,10 +159,11 @@ OTHERWISE_SAVED = {
 def test_other_scales_and_axes_are_taken_and_said_in_one_line(tmp_path, case):
     saved, expected, said = OTHERWISE_SAVED[case]
     path = tmp_path / "mine.npz"
-    np.savez(path, x_train=saved, x_test=saved, x_valid=GREY)
+    plain = COLOUR if expected.ndim == 4 else GREY
+    np.savez(path, x_train=saved, x_test=saved, x_valid=plain)
     lines = []
     dataset = load_dataset(str(path), warn=lines.append)
-    assert_same(dataset, {"x_train": expected, "x_test": expected, "x_valid": GREY})
+    assert_same(dataset, {"x_train": expected, "x_test": expected, "x_valid": plain})
     (line,) = lines  # nothing about x_valid
     opening = f"{path}: x_train, x_test: "
     assert line.startswith(opening)

@@ -58,6 +58,31 @@ def test_the_number_of_importance_samples_changes_no_other_figure(model, images)
     assert np.all((more.effective_sample_size >= 1) & (more.effective_sample_size <= 300))
 
 
+@pytest.mark.parametrize(
+    ("samples", "counts"), [(1, ["1"]), (2, ["1", "2"]), (7, ["1", "3", "7"]), (400, ["100", "200", "400"])]
+)
+def test_the_nll_is_told_from_a_quarter_and_from_half_of_the_samples_too(model, images, samples, counts):
+    vae, params = model
+    figures = evaluation.evaluate(vae, params, fixed(images), nll_samples=samples)
+    found = evaluation.nll_by_samples(figures, samples)
+    assert list(found) == counts
+    assert found[counts[-1]] == pytest.approx(np.mean(figures.nll), rel=1e-6)
+    for count in counts:  # in one pass, as if they had been all
+        alone = evaluation.marginal_likelihood(vae, params, fixed(images), samples=int(count)).nll
+        assert found[count] == pytest.approx(float(np.mean(alone)), rel=1e-5)
+
+
+def test_memory_does_not_grow_with_samples(model, images):
+    vae, params = model
+
+    def bytes_of(samples):
+        compiled = evaluation.marginal_likelihood.lower(vae, params, fixed(images), samples=samples).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = bytes_of((128, 256)), bytes_of((1250, 2500, 5000))
+    assert many < 1.1 * few + 4 * 5000 * len(images)  # of which one number for each chunk and image is kept
+
+
 def test_figures_do_not_depend_on_batches(model, images, monkeypatch):
     vae, params = model
     functions = (evaluation._fixed_images, evaluation.free_energy_terms, evaluation.marginal_likelihood)
@@ -109,7 +134,34 @@ def test_means_have_their_standard_errors():
     found = evaluation.means(figures)
     assert found["nll"] == pytest.approx(np.mean(figures.nll))
     assert found["nll_se"] == pytest.approx(np.std(figures.nll, ddof=1) / 20)
-    assert set(found) == {*figures._fields, *(f"{name}_se" for name in figures._fields)}
+    names = [name for name in figures._fields if name != "nll_course"]
+    assert set(found) == {*names, *(f"{name}_se" for name in names)}
+
+
+def test_active_units_are_those_whose_mean_varies(images):
+    vae = VAE(SHAPE, latent=3, hidden=8, flow_length=0)
+    params = vae.init(jax.random.key(0))
+    mean = params["encode"]["mean"]
+    mean["kernel"] = mean["kernel"].at[:, 1].set(0.0)  # the second dimension tells nothing of the image
+    mean["bias"] = mean["bias"].at[1].set(2.0)
+    drawn = fixed(images)
+    units = evaluation.latent_units(vae, params, drawn)
+    posterior = vae.bind(params).encode(evaluation.unit_pixels(drawn.pixels))
+    np.testing.assert_allclose(units.variance_of_mean, np.var(posterior.mean, axis=0), rtol=1e-4, atol=1e-8)
+    closed = 0.5 * (posterior.mean**2 + jnp.exp(2 * posterior.log_std) - 1) - posterior.log_std
+    np.testing.assert_allclose(units.kl_q0, np.mean(closed, axis=0), rtol=1e-4)
+    found = evaluation.active_units(units)
+    assert (found["count"], found["of"], found["threshold"]) == (2, 3, 0.01)
+    assert units.variance_of_mean[1] < 1e-9
+    assert evaluation.active_units(units, threshold=1e9)["count"] == 0
+    keys = [jax.vmap(jax.random.fold_in, (0, None))(drawn.keys, number) for number in range(200)]
+    terms = [evaluation.free_energy_terms(vae, params, drawn._replace(keys=one)).kl for one in keys]
+    assert np.mean(terms) == pytest.approx(sum(found["kl_q0"]), abs=5 * np.std(terms) / np.sqrt(np.size(terms)))
+
+
+def test_bits_are_nats_over_dimensions():
+    row = evaluation.with_bits_per_dim({"nll": 32 * np.log(2), "nll_se": None, "kl": 1.0}, 16)
+    assert row == {"nll": 32 * np.log(2), "nll_se": None, "kl": 1.0, "bits_per_dim": 2.0, "bits_per_dim_se": None}
 
 
 def test_reconstructions_and_samples_are_pictures(model, images):

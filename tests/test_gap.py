@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from planar_vae_jax import PlanarFlow, evaluation, gap
+from planar_vae_jax.likelihoods import LIKELIHOODS
 from planar_vae_jax.models import VAE
 from planar_vae_jax.planar import Planar, init_planar
 
@@ -35,6 +36,8 @@ class NormalModel:
 
     So ``p(z|x)`` is a normal with precision ``PRECISION + I``, whatever the encoder says.
     """
+
+    likelihood = LIKELIHOODS["bernoulli"]
 
     def __init__(self, mean, log_std, flow_length=0):
         layers = init_planar(jax.random.key(0), flow_length, DIM)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from planar_vae_jax import planar_flow
+from planar_vae_jax.binarization import binarize
+from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
-from planar_vae_jax.objectives import free_energy, importance_nll
+from planar_vae_jax.objectives import free_energy, importance_nll, sampled_terms
 
 GRID = np.linspace(-20.0, 20.0, 20_001)
 STEP = GRID[1] - GRID[0]
@@ -118,3 +120,83 @@ def test_squared_error_is_summed_over_pixels_of_the_mean_image(model):
     image = 1.0 / (1.0 + np.exp(-np.asarray(model.decode(z), np.float64)))
     error = terms_of(model, X, key).squared_error[0]
     assert float(error) == pytest.approx(((np.asarray(X) - image) ** 2).sum(), rel=1e-5)
+
+
+# --- The importance bound as what is trained
+
+
+def test_the_importance_bound_of_one_sample_is_the_free_energy(model):
+    key = jax.random.key(2)
+    terms = jax.jit(lambda key: sampled_terms(model, many(5), key, 1))(key)
+    np.testing.assert_allclose(terms.objective("iwae"), terms_of(model, many(5), key).free_energy, rtol=1e-6)
+
+
+def test_the_importance_bound_is_minus_the_logarithm_of_the_mean_weight(model):
+    terms = jax.jit(lambda key: sampled_terms(model, many(3), key, 7))(jax.random.key(2))
+    assert terms.kl.shape == (7, 3)
+    weights = np.exp(-np.asarray(terms.free_energy, np.float64))
+    np.testing.assert_allclose(terms.importance_bound, -np.log(weights.mean(0)), rtol=1e-6)
+
+
+def test_the_importance_bound_falls_with_samples_to_the_marginal_likelihood(model):
+    log_likelihood, log_prior = log_joint(model)
+    truth = -np.log(np.sum(np.exp(log_likelihood + log_prior)) * STEP)
+    bounds = []
+    for samples in (1, 2, 5, 50):
+        draw = jax.jit(lambda key, k=samples: sampled_terms(model, many(8000 // k + 800), key, k).importance_bound)
+        bounds.append(np.asarray(draw(jax.random.key(samples)), np.float64))
+    means = np.array([np.mean(bound) for bound in bounds])
+    errors = np.array([np.std(bound) / np.sqrt(len(bound)) for bound in bounds])
+    assert np.all(np.diff(means) < 0)
+    assert np.all(means > truth - 4 * errors)
+    assert means[-1] - truth < 0.2 * (means[0] - truth)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8)
+
+
+def value_and_gradient(vae, params, objective, **options):
+    loss = vae_loss(vae, objective, "dynamic", **options)
+    return jax.jit(jax.value_and_grad(lambda params: loss(params, jnp.asarray(PIXELS), jax.random.key(0), 3)[0]))(
+        params
+    )
+
+
+@pytest.mark.parametrize("amortized", [False, True])
+def test_training_by_one_sample_of_iwae_is_training_by_the_elbo(amortized):
+    vae = VAE((2, 3), hidden=5, latent=3, flow_length=2, amortized=amortized)
+    params = vae.init(jax.random.key(1))
+    elbo, iwae = (value_and_gradient(vae, params, name) for name in ("elbo", "iwae"))
+    assert float(iwae[0]) == pytest.approx(float(elbo[0]), rel=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(iwae[1]), jax.tree.leaves(elbo[1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("amortized", [False, True])
+def test_the_gradient_of_the_importance_bound_is_that_of_its_definition(amortized):
+    vae = VAE((2, 3), hidden=5, latent=3, flow_length=2, amortized=amortized)
+    params = vae.init(jax.random.key(1))
+    _, gradient = value_and_gradient(vae, params, "iwae", train_samples=5)
+    assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+    # Burda et al., eq. 13: gradients of the log-weights, each times its normalised weight.
+    binarize_key, noise_key = jax.random.split(jax.random.key(0))
+    x = binarize(binarize_key, jnp.asarray(PIXELS).reshape(6, -1), "dynamic").reshape(PIXELS.shape)
+
+    def weighted(params):
+        energy = sampled_terms(vae.bind(params), x, noise_key, 5).free_energy
+        return jnp.mean(jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(-energy, axis=0)) * energy, axis=0))
+
+    for ours, theirs in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(jax.jit(jax.grad(weighted))(params)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [("elbo", {"train_samples": 2}), ("iwae", {"train_samples": 0}), ("iwae", {"kl_warmup_steps": 5})],
+)
+def test_what_an_objective_has_no_use_for_is_refused(objective, options):
+    with pytest.raises(ValueError, match="got"):
+        vae_loss(VAE((2, 3)), objective, "dynamic", **options)

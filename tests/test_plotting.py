@@ -51,6 +51,7 @@ FIGURES = {
         {"a row with a long name": IMAGES}, title=title, columns=[str(10**9 + i) for i in range(10)]
     ),
     "narrow images": lambda title: plotting.image_grid(IMAGES[:, :, :3], columns=5, title=title),
+    "colours": lambda title: plotting.image_rows({"original": RNG.random((10, 8, 8, 3))}, title=title),
     "wide images": lambda title: plotting.image_grid(IMAGES[:, :3], columns=2, title=title),
     "losses": lambda title: plotting.loss_curves(np.arange(3), CURVES, title=title, ylabel="free energy (nats)"),
     "one epoch": lambda title: plotting.loss_curves(
@@ -212,6 +213,15 @@ def test_images_lie_row_after_row():
         np.testing.assert_array_equal(canvas[30 * row :, 30 * column :][:28, :28], image)
     np.testing.assert_array_equal(canvas[30:, 60:], 1.0)  # no sixth image: white
     assert figure.axes[0].images[0].get_clim() == (0.0, 1.0)
+
+
+def test_images_in_colour_keep_their_colours():
+    images = RNG.random((3, 6, 4, 3))
+    (picture,) = plotting.image_grid(images, columns=2, title="title").axes[0].images
+    canvas = np.asarray(picture.get_array())
+    np.testing.assert_array_equal(canvas[:6, 5:9], images[1])
+    np.testing.assert_array_equal(canvas[7:, :4], images[2])
+    np.testing.assert_array_equal(canvas[6], np.ones((9, 3)))
 
 
 def test_loss_curves_with_and_without_the_first_value():

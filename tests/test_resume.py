@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import density, mnist
+from planar_vae_jax import evaluation, load_run
 from planar_vae_jax.runs import fit, signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
@@ -139,6 +140,25 @@ def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
     assert figures(tmp_path / f"epoch-{best}")["free_energy"] != figures(tmp_path)["free_energy"]
 
 
+def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_patience(images, tmp_path, capsys):
+    flags = ("--validation=20", "--objective=reconstruction", "--hidden=64", "--latent=8", "--learning_rate=0.01")
+    flags += ("--checkpoint_every=100", "--epochs=60")
+    start("mnist", images, tmp_path, *flags, "--patience=2")
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["stopped_early"], found["patience"]) == (True, 2)
+    assert found["best_epoch"] == found["epochs"] - 2 < 58
+    start("mnist", images, tmp_path, *flags, "--patience=2", "--epochs=61")
+    assert "is finished" in capsys.readouterr().out
+    best = load_run(tmp_path, "best")
+    assert best.step == found["best_epoch"] * 4
+    with np.load(images) as arrays:
+        test = evaluation.fixed_images(arrays["x_test"], np.arange(30), "test", "none")
+    figures = evaluation.evaluate(best.vae, best.params, test, nll_samples=4)
+    assert float(np.mean(figures.squared_error)) == pytest.approx(found["test"]["squared_error"], rel=1e-5)
+    start("mnist", images, tmp_path, *flags, "--patience=4")
+    assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
+
+
 def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path):
     cache = tmp_path / "cache"
     environment = {
@@ -163,10 +183,6 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
         _, errors = run.communicate(timeout=300)
         assert run.returncode == status, errors
 
-    end(process("whole"))
-    entries = len(list(cache.iterdir()))
-    end(process("other", "--seed=1"))
-    assert len(list(cache.iterdir())) == entries
     for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
         run = process("run", "--epochs=20000")
         done = 0 if number == signal.SIGKILL else int(list_steps(tmp_path / "run")[-1])
@@ -179,6 +195,9 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
         end(run, status)
     reached = list_steps(tmp_path / "run")[-1] // 5 + 1
     end(process("run", f"--epochs={reached}"))
+    entries = len(list(cache.iterdir()))
+    end(process("other", "--seed=1"))
+    assert len(list(cache.iterdir())) == entries
     start("mnist", images, tmp_path / "in-one-go", f"--epochs={reached}")
     assert result(tmp_path / "run") == result(tmp_path / "in-one-go")
 

@@ -26,6 +26,7 @@ class Config(RunFlags):
 
     epochs: int = flag(3, "passes over the examples", at_least=1, resumable=True)
     seed: int = flag(0, "everything random follows from it", at_least=0, named=True)
+    patience: int = flag(0, "epochs without a better distance", at_least=0, resumable=True)
     rate: float = flag(0.1, "of gradient descent with momentum", above=0.0)
     classes: tuple[int, ...] | None = flag(None, "nothing")
     samples: int = flag(4, "of the evaluation", at_least=1, evaluation=True)
@@ -79,6 +80,7 @@ def train(config: Config, run) -> Fitted:
         batch_size=BATCH if data else None,
         report=lambda params: (time.sleep(config.pause), report(params))[1],
         score="distance",
+        patience=config.patience,
         show=("loss", "distance"),
         unit="epoch" if data else "step",
     )
@@ -92,7 +94,9 @@ def main(argv: list[str]) -> None:
             return
         fitted = train(config, run)
         final = {name: np.asarray(value).tolist() for name, value in fitted.params.items()}
-        run.finish({"epochs": len(fitted.lines), "samples": config.samples, **final, "seconds": run.seconds()})
+        stopped = {"patience": config.patience, "stopped_early": fitted.stopped_early, "best_epoch": fitted.epoch}
+        epochs = {"epochs": len(fitted.lines), **(stopped if config.patience else {})}
+        run.finish({**epochs, "samples": config.samples, **final, "seconds": run.seconds()})
 
 
 if __name__ == "__main__":

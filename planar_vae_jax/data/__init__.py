@@ -1,4 +1,4 @@
-"""Data sets as whole splits in memory: uint8 images ``[N, H, W]`` and their labels.
+"""Data sets as whole splits in memory: uint8 images ``[N, H, W]`` (in colour ``[N, H, W, 3]``) and their labels.
 
     dataset = load_dataset("mnist", data_dir)        # or "auto", "mnist5k", "digits.npz" ...
     threes = select_classes(dataset, [3])

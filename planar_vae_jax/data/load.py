@@ -11,7 +11,7 @@ from planar_vae_jax.data.errors import ArgumentError, DataError, Unavailable, jo
 from planar_vae_jax.data.formats import read_npz
 from planar_vae_jax.data.mnist5k import INSTALL, load_mnist5k
 from planar_vae_jax.data.named import FILES, load_named
-from planar_vae_jax.data.pixels import to_grey_levels
+from planar_vae_jax.data.pixels import to_levels
 from planar_vae_jax.data.places import check_folder, is_file, local_path
 
 DATASETS = ("auto", *FILES, "mnist5k")
@@ -97,4 +97,4 @@ def box(*paragraphs: str) -> str:
 def _load_npz(path: Path, warn: Warn) -> Dataset:
     arrays, where = read_npz(path)
     images = {field: array for field, array in arrays.items() if field.startswith("x_")}
-    return assemble(path.stem, str(path), arrays | to_grey_levels(images, str(path), warn), where)
+    return assemble(path.stem, str(path), arrays | to_levels(images, str(path), warn), where)

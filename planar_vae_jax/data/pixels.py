@@ -1,4 +1,4 @@
-"""What people save as images, made grey levels 0 to 255; or refused with the cure."""
+"""What people save as images, made levels 0 to 255; or refused with the cure."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,19 +6,17 @@ import numpy as np
 
 from planar_vae_jax.data.errors import DataError, joined, shown
 
-WANTED = "wanted images [N, H, W] uint8 of 0 to 255, N > 0"
+WANTED = "wanted images [N, H, W] or [N, H, W, 3] uint8 of 0 to 255, N > 0"
 DARK = 128  # a data set whose lightest pixel is darker was hardly meant to be
 SLACK = 1e-6  # what an interpolation's rounding adds to white, or takes from black
 
 
-def to_grey_levels(
-    images: Mapping[str, np.ndarray], source: str, warn: Callable[[str], object]
-) -> dict[str, np.ndarray]:
-    """Images by field as ``[N, H, W]`` uint8.
+def to_levels(images: Mapping[str, np.ndarray], source: str, warn: Callable[[str], object]) -> dict[str, np.ndarray]:
+    """Images by field as ``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8.
 
-    An axis of 1 for the channel is dropped, floats in 0 to 1 and booleans are multiplied by 255, other integers in
-    0 to 255 become uint8. Whatever is changed, or looks as if another scale was meant, is said by ``warn``: a line
-    for all fields that it is true of.
+    An axis of 1 for the channel is dropped, one of 3 goes last, floats in 0 to 1 and booleans are multiplied by 255,
+    other integers in 0 to 255 become uint8. Whatever is changed, or looks as if another scale was meant, is said by
+    ``warn``: a line for all fields that it is true of.
 
     Raises:
         DataError: nothing sensible can be made of an array.
@@ -27,8 +25,7 @@ def to_grey_levels(
     converted = {}
     for field, x in images.items():
         where = f"{source}: {field}"
-        images_3d = _without_channel(x, where)
-        converted[field] = _as_uint8(images_3d, where)
+        converted[field] = _as_uint8(_channels_last(x, where), where)
         if said := _said(x, converted[field]):
             lines.setdefault(said, []).append(field)
     for line, fields in lines.items():
@@ -36,12 +33,19 @@ def to_grey_levels(
     return converted
 
 
-def _without_channel(x: np.ndarray, where: str) -> np.ndarray:
-    if x.ndim == 4 and 1 in (x.shape[3], x.shape[1]):
-        x = x[..., 0] if x.shape[3] == 1 else x[:, 0]
-    if x.ndim != 3 or x.size == 0:
+def _channels_last(x: np.ndarray, where: str) -> np.ndarray:
+    """``[N, H, W]`` or ``[N, H, W, 3]``; of two axes that may be the channel's, 1 goes before 3, last before first."""
+    channels = _channels(x)
+    if x.size == 0 or (x.ndim != 3 and channels is None):
         raise DataError(f"{where}: {WANTED}, got {shown(x)}")
-    return x
+    if channels is not None and x.shape[3] != channels:
+        x = np.moveaxis(x, 1, 3)
+    return x[..., 0] if channels == 1 else x
+
+
+def _channels(x: np.ndarray) -> int | None:
+    """How many channels an array with an axis for them has, last or after the first; None of any other."""
+    return next((n for n in (1, 3) if x.ndim == 4 and n in (x.shape[3], x.shape[1])), None)
 
 
 def _as_uint8(x: np.ndarray, where: str) -> np.ndarray:
@@ -80,8 +84,8 @@ def _cure(low: float, high: float) -> str:
 def _said(came: np.ndarray, made: np.ndarray) -> str:
     """What was made of an array, and a doubt about its scale; empty for what was wanted."""
     parts = []
-    if came.dtype != np.uint8 or came.ndim != made.ndim:
-        parts.append(f"{_kind(came)} taken as [N, H, W] uint8{_how(came)}")
+    if came.dtype != np.uint8 or came.shape != made.shape:
+        parts.append(f"{_kind(came)} taken as {'[N, H, W]' if made.ndim == 3 else '[N, H, W, 3]'} uint8{_how(came)}")
     highest = int(made.max())
     if made.min() < highest < DARK:
         parts.append(_too_dark(came, highest))
@@ -89,8 +93,9 @@ def _said(came: np.ndarray, made: np.ndarray) -> str:
 
 
 def _kind(came: np.ndarray) -> str:
-    axes = {3: "[N, H, W]", 4: "[N, H, W, 1]" if came.shape[-1] == 1 else "[N, 1, H, W]"}[came.ndim]
-    return f"{axes} {came.dtype}"
+    channels = _channels(came)
+    axes = "H, W" if channels is None else f"H, W, {channels}" if came.shape[3] == channels else f"{channels}, H, W"
+    return f"[N, {axes}] {came.dtype}"
 
 
 def _how(came: np.ndarray) -> str:

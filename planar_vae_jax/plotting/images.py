@@ -1,4 +1,4 @@
-"""Grey images side by side."""
+"""Images side by side, grey or in colour."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +17,10 @@ SIZE = 9  # points, of names and captions
 
 
 def image_rows(rows: Mapping[str, np.ndarray], *, title: str, columns: Sequence[str] = ()) -> Figure:
-    """Rows of grey images, each row with its name at the left (figures 3 and 4).
+    """Rows of images, each row with its name at the left (figures 3 and 4).
 
     Args:
-        rows: name -> ``[N, H, W]`` with values in [0, 1], the same N in each row.
+        rows: name -> ``[N, H, W]``, or in colour ``[N, H, W, 3]``, with values in [0, 1], the same N in each row.
         columns: a caption over each column.
     """
     images = np.concatenate(list(rows.values()))
@@ -37,7 +37,7 @@ def image_rows(rows: Mapping[str, np.ndarray], *, title: str, columns: Sequence[
 
 
 def image_grid(images: np.ndarray, *, columns: int, title: str, subtitle: str = "") -> Figure:
-    """A grid of grey images ``[N, H, W]`` with values in [0, 1], row after row; ``subtitle`` is a remark on them."""
+    """A grid of images ``[N, H, W]`` or ``[N, H, W, 3]``, values in [0, 1], row after row; ``subtitle``: a remark."""
     return _tiles(images, columns, f"{title}\n{subtitle}".rstrip("\n"), left=MARGIN, above=MARGIN)[0]
 
 
@@ -71,6 +71,7 @@ def _canvas(images: np.ndarray, columns: int, border: int) -> np.ndarray:
     """The images, row after row, each with a white line below and to the right."""
     lines = -(-len(images) // columns)
     empty = np.ones((lines * columns - len(images), *images.shape[1:]))
-    padded = np.pad(np.concatenate([images, empty]), ((0, 0), (0, border), (0, border)), constant_values=1.0)
-    height, width = padded.shape[1:]
-    return padded.reshape(lines, columns, height, width).swapaxes(1, 2).reshape(lines * height, -1)
+    around = ((0, 0), (0, border), (0, border), *[(0, 0)] * (images.ndim - 3))
+    padded = np.pad(np.concatenate([images, empty]), around, constant_values=1.0)
+    height, width, *channels = padded.shape[1:]
+    return padded.reshape(lines, columns, height, width, -1).swapaxes(1, 2).reshape(lines * height, -1, *channels)

@@ -200,8 +200,8 @@ class RunFlags:
         resumable=True,
     )
     checkpoint: str = flag(
-        "latest",
-        "the one that --eval_only takes; best: lowest validation loss",
+        None,
+        "the one that --eval_only takes; best: lowest validation loss; default: latest, or best with --patience",
         choices=("latest", "best"),
         resumable=True,
     )
@@ -238,7 +238,7 @@ def parse_run(config_class: type[RunConfig], argv: Sequence[str], doc: str, expe
 
 
 def _check_run(config: RunFlags) -> None:
-    if config.checkpoint != "latest" and not config.eval_only:
+    if config.checkpoint == "best" and not config.eval_only:
         raise UsageError(f"--checkpoint={config.checkpoint} needs --eval_only")
     if config.overwrite and (config.eval_only or config.resume == "always"):
         other = "--eval_only" if config.eval_only else "--resume=always"

@@ -36,7 +36,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     except signals.Stopped as stopped:
         _exit(128 + stopped.number, str(stopped))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        words = ("RESOURCE_EXHAUSTED", "Out of memory")  # the latter alone where the device finds out as it computes
+        if isinstance(error, jax.errors.JaxRuntimeError) and not any(word in str(error) for word in words):
             raise
         _exit(1, f"error: out of memory; try smaller sizes ({' '.join(str(error).split())[:200]})")
     signals.ignore()

@@ -22,9 +22,13 @@ class Epochs(NamedTuple):
         """Steps of an epoch."""
         return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
 
+    def end(self, epochs: int) -> int:
+        """Steps done when so many epochs are."""
+        return min(self.steps, epochs * self.steps_per_epoch)
+
     def done(self, epochs: int) -> int:
         """How many epochs or steps people count when so many epochs are done."""
-        return epochs if self.unit == "epoch" else min(self.steps, epochs * self.steps_per_epoch)
+        return epochs if self.unit == "epoch" else self.end(epochs)
 
     def name(self, step: int) -> str:
         """What people call the state after so many steps: ``epoch 3 (step 1404)``, ``step 1404``."""

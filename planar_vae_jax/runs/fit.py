@@ -18,8 +18,8 @@ import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import compiled, leaves, reading, signals
-from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
+from planar_vae_jax.runs import compiled, leaves, signals
+from planar_vae_jax.runs.checkpoints import Checkpoints
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
 from planar_vae_jax.runs.epochs import Done, Epochs, Pace
@@ -28,11 +28,11 @@ from planar_vae_jax.runs.files import (
     append_json_line,
     cut_json_lines,
     finite,
-    read_json_lines,
     replacing,
     write_json,
 )
 from planar_vae_jax.runs.folder import RunFolder
+from planar_vae_jax.runs.stopping import EarlyStopping, best_state, stored_state
 from planar_vae_jax.uncertainty import means_and_errors
 
 Report = Callable[[Any], dict[str, float | None]]
@@ -44,6 +44,8 @@ class Fitted(NamedTuple):
     params: Any  # that figures are of: the average of a schedule-free optimiser, else the newest
     state: training.TrainState | None  # None with --eval_only, which reads the parameters alone
     lines: list[dict[str, Any]]  # of metrics.jsonl
+    epoch: int  # epochs done by params
+    stopped_early: bool  # whether more epochs would change nothing
 
 
 def fit(
@@ -59,6 +61,7 @@ def fit(
     batch_size: int | None = None,
     report: Report = lambda params: {},
     score: str | None = None,
+    patience: int = 0,
     show: Sequence[str] = (),
     unit: str = "epoch",
 ) -> Fitted:
@@ -79,6 +82,8 @@ def fit(
         batch_size: examples a step; needed with data.
         report: parameters that figures are of -> more figures, after each epoch.
         score: the entry of a line whose lowest value makes the best checkpoint; ``None``: none is.
+        patience: the run ends after so many epochs without a better score, and its figures are of the best checkpoint;
+            0: it does not end early.
         show: entries of a line to show while learning.
         unit: "epoch" or "step": what people count in.
 
@@ -86,7 +91,7 @@ def fit(
         The final parameters and state, and all lines.
 
     Raises:
-        ValueError: an epoch is to take more examples than there are.
+        ValueError: an epoch is to take more examples than there are; patience without a score.
         UsageError: more steps are done than the run is to have; no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
@@ -99,24 +104,32 @@ def fit(
             f"an epoch takes each of the {size} examples of data at most once; got steps_per_epoch={steps_per_epoch} "
             f"of batch_size={batch_size}"
         )
+    if patience and score is None:
+        raise ValueError("patience needs a score")
+    early = EarlyStopping(score, patience)
     if run.eval_only:
-        return _load(run, epochs, params, score)
+        chosen = stored_state(run, epochs, params, early)
+        return Fitted(chosen.params, None, chosen.lines, chosen.epoch, early.over(chosen.lines))
     with Checkpoints(
         run.workdir / "checkpoints", keep=run.config.keep, warn=warn, check=_check_finite, name=epochs.name
     ) as checkpoints:
-        loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints)
+        loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints, early)
         loop.begin_or_go_on()
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
-            while loop.done.epoch < epochs.number:
+            while loop.done.epoch < epochs.number and not early.over(loop.lines):
                 loop.train_epoch()
-                line = loop.end_epoch(report, score)
+                line = loop.end_epoch(report)
                 progress.update(
                     line[unit], {name: line.get(name) for name in (*show, *(f"{name}_se" for name in show))}
                 )
                 loop.stop_if_asked()
             checkpoints.wait()
         loop.stop_if_asked()
-    return Fitted(loop.evaluated(), loop.state, loop.lines)
+    if not patience:
+        return Fitted(loop.evaluated(), loop.state, loop.lines, loop.done.epoch, False)
+    best, epoch = best_state(run, params)
+    print(f"best {score}: after {epochs.name(epochs.end(epoch))} of {epochs.name(loop.step)}", flush=True)
+    return Fitted(best, loop.state, loop.lines, epoch, early.over(loop.lines))
 
 
 class _Loop:
@@ -133,8 +146,9 @@ class _Loop:
         data: Any,
         sizes: tuple[int | None, int | None],
         checkpoints: Checkpoints,
+        early: EarlyStopping,
     ):
-        self.run, self.epochs, self.checkpoints = run, epochs, checkpoints
+        self.run, self.epochs, self.checkpoints, self.early = run, epochs, checkpoints, early
         self.done = Done()
         self.lines: list[dict[str, Any]] = []
         self.saved: int | None = None  # the newest checkpoint's step
@@ -203,7 +217,7 @@ class _Loop:
             self.state, _ = self._steps(before, self.info, *rest, bad)
             raise self.failure(bad)
 
-    def end_epoch(self, report: Report, score: str | None) -> dict[str, Any]:
+    def end_epoch(self, report: Report) -> dict[str, Any]:
         """Writes the line of metrics, then a checkpoint if one is due; returns the line."""
         done = self.done
         figures = {**self.info.figures, "gradient_norm": self.info.gradient_norm}
@@ -218,8 +232,9 @@ class _Loop:
         append_json_line(self.metrics, whole)
         self.lines.append(whole)
         self.done = Done(done.epoch + 1, seconds=done.seconds)
-        if self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number:
-            self.save(None if score is None else whole[score])
+        due = self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number
+        if due or self.early.wants_checkpoint(self.lines):
+            self.save(None if self.early.score is None else whole[self.early.score])
         return whole
 
     def save(self, score: float | None = None) -> None:
@@ -274,27 +289,3 @@ def _check_finite(tree: Any) -> None:
     """Training refuses to save such a state, but a fault of the memory may have made one."""
     if not compiled.all_finite(tree["state"]):
         raise ValueError("not every parameter is finite")
-
-
-def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fitted:
-    """The checkpoint that the flags name, with the run's folder set for its figures."""
-    which, workdir = run.config.checkpoint, run.workdir
-    if which == "best" and score is None:
-        raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
-    try:
-        found = read_checkpoint(workdir / "checkpoints", which, warn=warn, check=reading.check_finite)
-    except NoCheckpointError:
-        raise UsageError(
-            f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"
-        ) from None
-    done = found.meta.get("epoch", found.meta.get("unit", 0))  # "unit": version 0.1
-    if done == 0:
-        raise UsageError(f"--eval_only needs a whole epoch; {workdir} is at step {found.step} of its first")
-    try:
-        params = leaves.fill_params(found.leaves, params)
-    except ValueError as error:
-        path = workdir / "checkpoints" / str(found.step)
-        raise CheckpointError(f"checkpoint {path} is of another model: {error}") from None
-    lines = read_json_lines(workdir / "metrics.jsonl", done)
-    run.evaluate_into(epochs.folder(found.step), found.step == epochs.steps, found.meta["seconds"])
-    return Fitted(params, None, lines)

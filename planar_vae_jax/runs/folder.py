@@ -200,21 +200,20 @@ class RunFolder:
         return differences
 
     def _is_finished(self) -> bool:
-        """Whether ``summary.json`` is there and whole, and as long a run as this one; tells so."""
+        """Whether ``summary.json`` is there and whole, and as long a run as this one."""
         try:
             summary = read_json(self.workdir / "summary.json")
         except (OSError, ValueError):
             return False
-        fields = [field for field in dataclasses.fields(self.config) if field.metadata["resumable"]]
         flags = self._description["flags"]
-        if summary is None or any(summary.get(field.name, flags[field.name]) != flags[field.name] for field in fields):
-            return False
-        print(
-            f"the run in {self.workdir} is finished (summary.json); --workdir={self._named} --eval_only draws its "
-            "figures again",
-            flush=True,
-        )
-        return True
+        fields = {field.name for field in dataclasses.fields(self.config) if field.metadata["resumable"]}
+        early = summary is not None and summary.get("stopped_early")  # then more epochs alone do not make it go on
+        names = fields - {"epochs"} if early else fields
+        return summary is not None and all(summary.get(name, flags[name]) == flags[name] for name in names)
+
+    def _say_finished(self) -> None:
+        again = f"--workdir={self._named} --eval_only draws its figures again"
+        print(f"the run in {self.workdir} is finished (summary.json); {again}", flush=True)
 
     def _compare_machine(self, stored: dict[str, Any]) -> None:
         """Other versions or another device go on with the run, but not to the same bits."""
@@ -262,9 +261,16 @@ def open_run(config: RunFlags, experiment: str, data: dict[str, Any] | None = No
     try:
         if not run.finished:
             run._take()
+        if run.finished:
+            run._say_finished()
         yield run
     finally:
         run._release()
+
+
+def is_finished(config: RunFlags, experiment: str, data: dict[str, Any] | None = None) -> bool:
+    """Whether nothing is left to do of a run; looks, writes and says nothing. UsageError: the folder holds another."""
+    return RunFolder(config, experiment, data).finished
 
 
 def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,0 +1,273 @@
+"""What K planar layers buy: models of several lengths, each trained with several seeds, with error bars.
+
+    python -m experiments.flow_length --lengths=0,5 --seeds=4
+
+runs ``experiments.mnist`` (whose flags it takes) for each length and seed, one after the other, in
+``WORKDIR/flows=K-seed=S/``, and writes table.md, table.csv, summary.json and flow_length.png: mean and standard
+deviation over seeds, and the difference to the first length, paired by seed, with its 95 % interval. Four seeds of two
+lengths take about 15 minutes on two CPU cores. ``--each_class`` trains on each class alone ("each category" of Xu et
+al. 2023) and draws a page of reconstructions.
+
+A sweep that was stopped goes on when the same command is run again, also with more lengths or seeds: runs that are
+finished are not repeated.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import mnist
+from planar_vae_jax import evaluation, plotting, seeds
+from planar_vae_jax.data import Dataset
+from planar_vae_jax.flagged_data import load_images
+from planar_vae_jax.load import load_run
+from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
+from planar_vae_jax.runs.console import print_table, run_main, warn
+from planar_vae_jax.runs.files import read_json, replacing
+from planar_vae_jax.runs.folder import RunFolder, is_finished, open_run
+
+FIGURES = mnist.SHOWN
+PANELS = {
+    "free_energy": "free energy (nats per image)",
+    "nll": "NLL (nats per image)",
+    "squared_error": "squared error per image",
+}
+EXAMPLES = 10  # of each class, on the page of reconstructions
+# Free energy and NLL on the static binarised MNIST of Larochelle & Murray, in a public reproduction of Rezende &
+# Mohamed (2015): amortised planar flows, 784-400-400 networks, 40 latents, 500,000 updates.
+REPRODUCTION = "a reproduction of\nRezende & Mohamed"
+PUBLISHED = {
+    PANELS["free_energy"]: {0: 98.14, 10: 93.48, 20: 92.28, 40: 91.34, 80: 90.86},
+    PANELS["nll"]: {0: 92.58, 10: 88.95, 20: 88.09, 40: 87.45, 80: 87.09},
+}
+
+
+@dataclass(frozen=True)
+class Config(mnist.Config):
+    """Flags of ``experiments.flow_length``: its own, and those of each run."""
+
+    lengths: tuple[int, ...] = flag(
+        (0, 5, 10, 20),
+        "K of each model, as in 0,5; differences are to the first",
+        at_least=0,
+        at_most=10_000,
+        resumable=True,
+    )
+    seeds: int = flag(4, "of each model: --seed, --seed + 1, ...", at_least=1, at_most=10_000, resumable=True)
+    each_class: bool = flag(False, "train on each class alone (those of --classes, if given)")
+    flows: int = flag(None, "of experiments.mnist alone; here: --lengths")
+
+
+class Run(NamedTuple):
+    """A run of the sweep."""
+
+    flows: int
+    seed: int
+    label: int | None  # the class that it is of alone
+    config: mnist.Config
+    data: Dataset
+    identity: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{'' if self.label is None else f'class={self.label}-'}flows={self.flows}-seed={self.seed}"
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is not trained yet, compares, draws and writes; ``argv`` without the program's name."""
+    config = parse_run(Config, argv, __doc__, "flow_length")
+    check_flags(config)
+    notes: list[str] = []
+    validation = 0 if config.each_class else config.validation
+    whole = load_images(config.dataset, config.data_dir, config.classes, validation, notes.append)
+    runs = plan(config, *whole)
+
+    with open_run(config, "flow_length", whole[1]) as sweep:
+        if sweep.finished:
+            return
+        for note in notes if sweep.new else ():
+            warn(note)
+        summaries = train(sweep, runs)
+        rows = seeds.compare(by_length(config, runs, summaries), FIGURES)
+        numbers = range(config.seed, config.seed + config.seeds)
+        write(sweep, "table.csv", seeds.comma_separated(rows, FIGURES, numbers))
+        first = next(iter(summaries.values()))
+        setting = describe(config, first)
+        write(sweep, "table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
+        draw_lengths(sweep, config, rows, setting, whole[0].name)
+        if config.each_class:
+            draw_page(sweep, config, runs, setting)
+        sweep.finish(
+            {
+                **{name: first[name] for name in ("dataset", "source", "binarization")},
+                **{field.name: getattr(config, field.name) for field in dataclasses.fields(Config) if tells(field)},
+                "rows": rows,
+                "seconds": sum(summary["seconds"] for summary in summaries.values()),
+            }
+        )
+        show(rows)
+
+
+def tells(field: dataclasses.Field[Any]) -> bool:
+    """Whether the summary tells a flag: what the sweep is of, and how long its runs are."""
+    return field.name in ("lengths", "seeds", "each_class", "epochs", *mnist.FLAGS) and field.name != "flows"
+
+
+def check_flags(config: Config) -> None:
+    """Checks the sweep's own flags."""
+    if config.flows is not None:
+        raise UsageError(f"--flows is given by --lengths here; got --flows={config.flows}")
+    if config.eval_only:
+        single = "python -m experiments.mnist --workdir=WORKDIR/flows=K-seed=S --eval_only"
+        raise UsageError(f"--eval_only is of a single run: {single}")
+    if not config.lengths or len(set(config.lengths)) < len(config.lengths):
+        given = ",".join(map(str, config.lengths))
+        raise UsageError(f"--lengths must be at least one number, and none twice; got {given!r}")
+
+
+def plan(config: Config, data: Dataset, identity: dict[str, Any]) -> list[Run]:
+    """All runs of the sweep, each with its flags checked before the first begins."""
+    images: dict[int | None, tuple[Dataset, dict[str, Any]]] = {None: (data, identity)}
+    if config.each_class:
+        if data.y_train is None or data.y_test is None:
+            raise UsageError(f"--each_class needs labels of training and test images; {data.name} has none")
+        labels = [int(label) for label in np.unique(data.y_test)]
+        where = config.dataset, config.data_dir
+        images = {c: load_images(*where, (c,), config.validation, lambda note: None) for c in labels}
+    runs = []
+    for label, of_label in images.items():
+        for flows in config.lengths:
+            for seed in range(config.seed, config.seed + config.seeds):
+                runs.append(Run(flows, seed, label, config_of_run(config, flows, seed, label), *of_label))
+                mnist.check_data(runs[-1].config, runs[-1].data)
+    return runs
+
+
+def config_of_run(config: Config, flows: int, seed: int, label: int | None) -> mnist.Config:
+    """The flags of one run, but for its folder."""
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(mnist.Config)}
+    given |= {"flows": flows, "seed": seed, "amortized": config.amortized and flows > 0}
+    given |= {"resume": "auto", "overwrite": False, "classes": config.classes if label is None else (label,)}
+    one = mnist.Config(**given)
+    check(one)
+    mnist.check_flags(one)
+    return one
+
+
+def train(sweep: RunFolder, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """The summary of each run by its name, after those that are not finished have been trained."""
+    configs = {run.name: dataclasses.replace(run.config, workdir=str(sweep.workdir / run.name)) for run in runs}
+    finished = {run.name: is_trained(configs[run.name], run) for run in runs}  # each is compared before any begins
+    done = sum(finished.values())
+    sweep.go_on(0.0, f"with {done} of {len(runs)} runs done")
+    summaries = {}
+    for run in runs:
+        if finished[run.name]:
+            summaries[run.name] = read_json(sweep.workdir / run.name / "summary.json") or {}
+        else:
+            print(f"\nrun {done + 1} of {len(runs)}: {run.name}", flush=True)
+            summaries[run.name] = mnist.train(configs[run.name], run.data, run.identity)
+            done += 1
+    return summaries
+
+
+def is_trained(config: mnist.Config, run: Run) -> bool:
+    """Whether a run's folder holds it, finished."""
+    return is_finished(mnist.with_defaults(config, mnist.check_data(config, run.data)), "mnist", run.identity)
+
+
+def by_length(
+    config: Config, runs: Sequence[Run], summaries: Mapping[str, dict[str, Any]]
+) -> dict[int, list[dict[str, Any]]]:
+    """K -> the figures of each seed, over all images and by class; models of single classes make one of all."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for flows in config.lengths:
+        for seed in range(config.seed, config.seed + config.seeds):
+            mine = {run.label: summaries[run.name] for run in runs if (run.flows, run.seed) == (flows, seed)}
+            classes = {label: row for summary in mine.values() for label, row in summary["per_class"].items()}
+            whole = seeds.pooled(classes, FIGURES) if config.each_class else mine[None]["test"]
+            found.setdefault(flows, []).append({"all": whole, **classes})
+    return found
+
+
+def describe(config: Config, summary: Mapping[str, Any]) -> str:
+    """What tells this sweep's figures from another's."""
+    binarization = summary["binarization"]
+    parts = [
+        f"{summary['dataset']}{f' classes {shown(as_json(config.classes))}' if config.classes else ''}",
+        *(["a model for each class"] if config.each_class else []),
+        "grey levels" if binarization == "none" else f"{binarization} binarisation",
+        "each image its own flow" if config.amortized else "one flow for all images",
+        *([f"objective {config.objective}"] if config.objective != "elbo" else []),
+        f"{config.epochs} epoch{'s' * (config.epochs > 1)}",
+        f"{config.seeds} seed{'s' * (config.seeds > 1)}",
+    ]
+    return ", ".join(parts)
+
+
+def draw_lengths(
+    sweep: RunFolder, config: Config, rows: Sequence[Mapping[str, Any]], setting: str, dataset: str
+) -> None:
+    """Free energy and NLL (or the squared error, where that is what was trained) against K."""
+    names = ("squared_error",) if config.objective == "reconstruction" else ("free_energy", "nll")
+    panels = {PANELS[name]: [row[name] for row in rows] for name in names}
+    theirs = {REPRODUCTION: PUBLISHED} if dataset == "binarized_mnist" and config.amortized else None
+    if config.classes or config.each_class:
+        theirs = None
+    figure = plotting.against_length(config.lengths, panels, title=f"What K buys\n({setting})", published=theirs)
+    sweep.save_figure("flow_length.png", figure)
+
+
+def draw_page(sweep: RunFolder, config: Config, runs: Sequence[Run], setting: str) -> None:
+    """Test images of each class above their reconstructions by the models of the first and of the last length."""
+    chosen: dict[str, np.ndarray] = {}
+    for run in runs:
+        if run.seed != config.seed or run.flows not in (config.lengths[0], config.lengths[-1]):
+            continue
+        images, index = run.data.x_test[:EXAMPLES], run.data.test_index[:EXAMPLES]
+        model = load_run(sweep.workdir / run.name, "best" if config.patience else "latest")
+        pixels = evaluation.fixed_images(images, index, "test", model.binarization).pixels
+        pictures = np.asarray(evaluation.reconstruct(model.vae, model.params, pixels))
+        chosen.setdefault(f"{run.label}: original", images / 255.0)
+        chosen[f"{run.label}: K = {run.flows}"] = pictures
+    fewest = min(map(len, chosen.values()))
+    rows = {name: pictures[:fewest] for name, pictures in chosen.items()}
+    title = f"Test images and their reconstructions by the model of their class, seed {config.seed}\n({setting})"
+    sweep.save_figure("each_class.png", plotting.image_rows(rows, title=title))
+
+
+def write(sweep: RunFolder, name: str, text: str) -> None:
+    """Writes a text file into the sweep's folder."""
+    with replacing(sweep.workdir / name) as temporary:
+        temporary.write_text(text)
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the figures over all images."""
+    several = len(rows[0][FIGURES[0]]["by_seed"]) > 1
+    print(f"\n{'mean ± standard deviation over seeds' if several else seeds.ONE_SEED}")
+    spreads = {f"K = {row['flows']}": {name: row[name]["mean"] for name in FIGURES} for row in rows}
+    for row in rows:
+        spreads[f"K = {row['flows']}"] |= {f"{name}_se": row[name]["std"] for name in FIGURES}
+    print_table(spreads, FIGURES)
+    if len(rows) > 1:
+        print(f"\ndifference to K = {rows[0]['flows']}, paired by seed{', ± half of its 95 % interval' * several}")
+        print_table({f"K = {row['flows']}": halves(row["minus_first"]) for row in rows[1:]}, FIGURES)
+
+
+def halves(differences: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """For a table: each difference, and half of its interval's width."""
+    found: dict[str, float | None] = {}
+    for name, difference in differences.items():
+        low, high = difference["low"], difference["high"]
+        found[name] = difference["mean"]
+        found[f"{name}_se"] = None if low is None or high is None else (high - low) / 2
+    return found
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,31 @@
+"""Tiny images for runs of experiments.mnist, in a few sizes: bars that a tiny VAE can learn."""
+
+import json
+
+import numpy as np
+
+from experiments import mnist
+
+TINY = ("--epochs=2", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2")
+
+
+def bars(size, shape, seed=0):
+    """``size`` images of three classes, noise with a bar of the class's column; labels."""
+    labels = np.arange(size) % 3
+    x = np.random.default_rng(seed).integers(0, 60, (size, *shape), np.uint8)
+    for one, label in zip(x, labels, strict=True):
+        one[:, label] = 255 if len(shape) == 2 else [255, 40 * label, 128][: shape[2]]
+    return x, labels.astype(np.uint8)
+
+
+def write_bars(path, shape):
+    (x_train, y_train), (x_test, y_test) = bars(60, shape), bars(30, shape, seed=1)
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+def run(images, workdir, *flags):
+    """A tiny run; its summary."""
+    tiny = [flag for flag in TINY if "--encoder=conv" not in flags or "hidden" not in flag]
+    mnist.main([*tiny, f"--dataset={images}", f"--workdir={workdir}", *flags])
+    return json.loads((workdir / "summary.json").read_text())

@@ -1,0 +1,177 @@
+"""Gated convolutions, two hidden layers, images in colour: against plain numpy, and how amortised heads start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from planar_vae_jax.convolutions import Gated
+from planar_vae_jax.models import FIRST_LOG_SCALE, VAE
+from planar_vae_jax.objectives import free_energy, importance_nll
+
+SHAPES = [(8, 4), (4, 8, 3)]
+
+
+def vae(shape=(8, 4), **options):
+    return VAE(shape, **{"latent": 3, "hidden": 7, "flow_length": 2, **options})
+
+
+def images(shape, count=2):
+    return jax.random.bernoulli(jax.random.key(0), 0.5, (count, *shape)).astype(jnp.float32)
+
+
+def sizes(tree):
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def same_convolution(image, kernel, bias):
+    """5x5 at every pixel of ``[H, W, C]``, zeros around, in plain loops."""
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    rows = [
+        [np.tensordot(padded[i : i + 5, j : j + 5], kernel, 3) + bias for j in range(image.shape[1])]
+        for i in range(image.shape[0])
+    ]
+    return np.array(rows)
+
+
+def test_a_gated_convolution_is_one_times_the_sigmoid_of_another():
+    encoder = vae(encoder="conv")
+    params = encoder.init(jax.random.key(0))
+    layer = encoder.bind(params).encode.convolutions.conv1
+    image = np.asarray(jax.random.normal(jax.random.key(1), (8, 4, 1)))
+    kernel, bias = (np.asarray(layer.layer.kernel[...]), np.asarray(layer.layer.bias[...]))
+    value = same_convolution(image, kernel[..., :32], bias[:32])
+    gate = same_convolution(image, kernel[..., 32:], bias[32:])
+    np.testing.assert_allclose(layer(jnp.asarray(image)), value / (1 + np.exp(-gate)), rtol=1e-4, atol=1e-5)
+    plain = Gated(lambda x: jnp.concatenate([x, 0 * x], -1))
+    np.testing.assert_allclose(plain(jnp.ones((2, 3))), np.full((2, 3), 0.5))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_layers_are_those_of_the_sylvester_paper(shape):
+    found = sizes(vae(shape, encoder="conv").init(jax.random.key(0)))
+    quarter, channels = shape[0] * shape[1] // 16 * 64, shape[2] if len(shape) == 3 else 1
+    kernels = {
+        "encode": [(channels, 32), (32, 32), (32, 64), (64, 64), (64, 64)],
+        "decode": [None, (64, 64), (64, 32), (32, 32), (32, 32), (32, 32)],
+    }
+    for part, layers in kernels.items():
+        for number, layer in enumerate(layers, 1):
+            if layer is not None:
+                name = f"['{part}']['convolutions']['conv{number}']['layer']['kernel']"
+                assert found[name] == (5, 5, layer[0], 2 * layer[1]), name
+    assert found["['encode']['convolutions']['conv6']['layer']['kernel']"] == (quarter, 2 * 256)
+    assert found["['decode']['convolutions']['conv1']['layer']['kernel']"] == (3, 2 * quarter)
+    assert found["['encode']['mean']['kernel']"] == (256, 3)
+    assert found["['decode']['logits']['kernel']"] == (32, channels)
+
+
+def test_strides_halve_and_double_twice():
+    architecture = vae((28, 28), encoder="conv")
+    model = architecture.bind(architecture.init(jax.random.key(0)))
+    encoder, decoder = model.encode.convolutions, model.decode.convolutions
+
+    def shape(function, *given):
+        return jax.eval_shape(function, jnp.zeros(given)).shape
+
+    assert shape(lambda x: encoder.conv2(encoder.conv1(x)), 28, 28, 1) == (14, 14, 32)
+    assert shape(lambda x: encoder.conv4(encoder.conv3(x)), 14, 14, 32) == (7, 7, 64)
+    assert shape(decoder.conv3, 7, 7, 64) == (14, 14, 32)
+    assert shape(decoder.conv5, 14, 14, 32) == (28, 28, 32)
+    assert shape(lambda x: model.encode(x).mean, 2, 28, 28) == (2, 3)
+    assert shape(model.decode, 5, 2, 3) == (5, 2, 28, 28)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("encoder", ["mlp", "conv"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "logistic"])
+def test_batches_of_any_rank_are_the_images_one_by_one(shape, encoder, likelihood):
+    architecture = vae(shape, encoder=encoder, likelihood=likelihood, amortized=True, posterior="full")
+    model = architecture.bind(architecture.init(jax.random.key(0)))
+    x = images(shape, 6)
+    encode, decode = jax.jit(model.encode), jax.jit(lambda z: model.likelihood.mean(model.decode(z)))
+    many, one = encode(x.reshape(2, 3, *shape)), encode(x[4])
+    for mine, theirs in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(mine[1, 1], theirs, rtol=1e-4, atol=1e-5)
+    z = jax.random.normal(jax.random.key(1), (2, 3, 3))
+    assert decode(z).shape == (2, 3, *shape)
+    np.testing.assert_allclose(decode(z)[1, 2], decode(z[1, 2]), rtol=1e-4, atol=1e-5)
+    terms = jax.jit(lambda x, key: free_energy(model, x, key))(x, jax.random.key(2))
+    assert terms.free_energy.shape == terms.squared_error.shape == (6,)
+    nll = jax.jit(lambda x, key: importance_nll(model, x, key, samples=3))(x, jax.random.key(2)).nll
+    assert nll.shape == (6,)
+
+
+def test_every_parameter_of_the_convolutions_is_trained():
+    architecture = vae(encoder="conv", amortized=True, likelihood="gaussian", posterior="full")
+    params, x = architecture.init(jax.random.key(0)), images((8, 4), 4)
+    gradient = jax.jit(
+        jax.grad(lambda params: jnp.sum(free_energy(architecture.bind(params), x, jax.random.key(1)).free_energy))
+    )(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.all(np.isfinite(leaf)), path
+        assert np.any(np.asarray(leaf) != 0.0), path
+
+
+@pytest.mark.parametrize(("encoder", "layers"), [("mlp", 1), ("mlp", 2), ("conv", 1)])
+def test_amortised_flows_start_near_the_identity(encoder, layers):
+    architecture = vae(flow_length=40, amortized=True, encoder=encoder, layers=layers)
+    posterior = jax.jit(lambda key: architecture.bind(architecture.init(key)).encode(images((8, 4))))(jax.random.key(0))
+    noise = jax.random.normal(jax.random.key(1), (100, 2, 3))
+    zK, _, log_det = posterior.transform(noise)
+    z0 = np.asarray(posterior.mean) + np.exp(posterior.log_std) * np.asarray(noise)
+    # What 40 layers do in all, against a spread of one.
+    assert np.sqrt(np.mean((np.asarray(zK) - z0) ** 2)) < 0.3
+    assert float(jnp.mean(jnp.abs(log_det))) < 0.5
+
+
+def test_two_hidden_layers_are_one_more_relu():
+    architecture = vae(layers=2)
+    params = architecture.init(jax.random.key(0))
+    x = images((8, 4))
+
+    def layer(part, name, x):
+        weights = params[part][name]
+        return x @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"])
+
+    hidden = np.maximum(layer("encode", "hidden", np.asarray(x).reshape(2, -1)), 0)
+    mean = layer("encode", "mean", np.maximum(layer("encode", "hidden2", hidden), 0))
+    np.testing.assert_allclose(architecture.bind(params).encode(x).mean, mean, rtol=1e-4, atol=1e-6)
+    hidden = np.maximum(layer("decode", "hidden", mean), 0)
+    logits = layer("decode", "logits", np.maximum(layer("decode", "hidden2", hidden), 0))
+    np.testing.assert_allclose(architecture.bind(params).decode(mean), logits.reshape(2, 8, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_the_tree_of_the_default_model_is_that_of_earlier_versions():
+    linear = {"kernel", "bias"}
+    found = VAE((28, 28)).init(jax.random.key(0))
+    assert set(found) == {"encode", "decode"}
+    assert set(found["encode"]) == {"hidden", "mean", "log_std", "u", "w", "b"}
+    assert set(found["decode"]) == {"hidden", "logits"}
+    assert set(found["encode"]["hidden"]) == linear
+    # Drawn by version 0.2 from the same key.
+    np.testing.assert_allclose(found["encode"]["hidden"]["kernel"][0, :2], [0.04738373, -0.01564453], rtol=1e-6)
+
+
+def test_a_likelihood_with_a_scale_has_one_of_each_pixel():
+    found = vae((4, 4, 3), likelihood="gaussian").init(jax.random.key(0))
+    np.testing.assert_array_equal(found["decode"]["log_scale"], np.full((4, 4, 3), FIRST_LOG_SCALE, np.float32))
+    assert "location" in found["decode"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_shape": (8, 6), "encoder": "conv"}, ["image_shape", "divisible by 4", "(8, 6)"]),
+        ({"image_shape": (2, 8, 3, 1)}, ["image_shape", "(H, W, C)"]),
+        ({"layers": 3}, ["layers", "1, 2", "3"]),
+        ({"posterior": "banded"}, ["posterior", "full", "'banded'"]),
+        ({"encoder": "resnet"}, ["encoder", "conv", "'resnet'"]),
+        ({"likelihood": "poisson"}, ["likelihood", "logistic", "'poisson'"]),
+    ],
+)
+def test_impossible_architectures_are_refused(options, words):
+    with pytest.raises(ValueError, match="must") as caught:
+        VAE(**{"image_shape": (8, 4), **options})
+    for word in words:
+        assert word in str(caught.value)
