@@ -139,3 +139,15 @@ def test_no_posterior_is_drawn_that_nothing_was_trained_to_approximate():
     params = vae.init(jax.random.key(0))
     pictures.draw_latent_space(pages.__setitem__, vae, params, dataset(None), TEST, "bars", "reconstruction")
     assert "posteriors.png" not in pages
+
+
+def test_pages_of_colour_images_and_full_covariances(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (12, 5, 4, 3), np.uint8)
+    index, labels = np.arange(12), np.arange(12) % 2
+    data = Dataset("colours", "here", x, labels, None, None, x, labels, index, None, index)
+    test = evaluation.fixed_images(x, index, "test", "none")
+    vae, pages = VAE((5, 4, 3), hidden=4, latent=2, flow_length=1, posterior="full", likelihood="logistic"), {}
+    pictures.draw_latent_space(pages.__setitem__, vae, vae.init(jax.random.key(0)), data, test, "colours", "elbo")
+    assert set(pages) == {"posteriors.png", "interpolations.png", "traversals.png", "aggregate.png"}
+    for name, figure in pages.items():
+        figure.savefig(tmp_path / name)
