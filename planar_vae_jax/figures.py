@@ -10,6 +10,7 @@ from planar_vae_jax import evaluation, plotting
 from planar_vae_jax.data import Dataset, examples
 from planar_vae_jax.evaluation import Figures, Images
 from planar_vae_jax.models import VAE
+from planar_vae_jax.pictures import draw_latent_space
 
 SaveFigure = Callable[[str, Any], object]  # (file name, matplotlib Figure), as ``RunFolder.save_figure``
 
@@ -42,7 +43,7 @@ def _pixels(vae: VAE, binarization: str, objective: str) -> str:
 def draw_images(
     save: SaveFigure, vae: VAE, params: Any, data: Dataset, test: Images, setting: str, objective: str
 ) -> None:
-    """Figures 3 and 4 of the paper, and samples from the prior."""
+    """Figures 3 and 4 of the paper, samples from the prior, and the pages on the latent space."""
     chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
@@ -55,6 +56,7 @@ def draw_images(
     if objective == "reconstruction":
         title += "\nno KL term was trained, so the prior is not where the codes are"
     save("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=title))
+    draw_latent_space(save, vae, params, data, test, setting, objective)
 
 
 def draw_losses(

@@ -206,7 +206,7 @@ class Prepared(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("h", "method"), inline=True)
 def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax.Array, jax.Array]:
-    if method == "scan" and not _serves_many(params, z0):
+    if method == "scan" and params.b.shape[-1] and not _serves_many(params, z0):
         return _amortized(NONLINEARITIES[h], params, z0)
     run = _gram if method == "gram" and params.b.shape[-1] else _scan
     return _for_each_flow(functools.partial(run, NONLINEARITIES[h]), params, z0)

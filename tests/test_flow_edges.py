@@ -94,3 +94,16 @@ def test_no_layers_are_the_identity(method, dtype):
     zK, log_det = jax.vmap(functools.partial(planar_flow, shared, method=method))(np.tile(z0, (4, 1)))
     np.testing.assert_array_equal(zK, np.tile(z0, (4, 1)))
     np.testing.assert_array_equal(log_det, np.zeros(4))
+
+
+def test_amortised_flows_without_layers_keep_their_shapes_inside_vmap_and_grad():
+    params = Planar(jnp.ones((4, 0, 2)), jnp.ones((4, 0, 2)), jnp.ones((4, 0)))
+    seen = []
+
+    def total(params, z0):
+        zK, log_det = planar_flow(params, z0)
+        seen.append((zK.shape, log_det.shape))
+        return jnp.sum(zK) + jnp.sum(log_det)
+
+    jax.grad(lambda params: jnp.sum(jax.vmap(lambda z0: total(params, z0))(jnp.ones((10, 4, 2)))))(params)
+    assert seen == [((4, 2), (4,))]

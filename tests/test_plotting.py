@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 
 from planar_vae_jax import plotting
 from planar_vae_jax.plotting import text
+from planar_vae_jax.posteriors import PosteriorGrid
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((10, 28, 28))
@@ -27,6 +28,13 @@ CURVES = {
     "train (mean over each epoch)": np.array([9.0, 3.0, 2.0]),
     "test (after each epoch)": np.array([8.0, 4.0, 1.0]),
 }
+
+
+def posterior(flow_length):
+    layers = dict.fromkeys(sorted({0, flow_length // 2, flow_length}), BELL)
+    kl = dict.fromkeys(layers, 123.456)
+    return PosteriorGrid((-3, 3, -3, 3), BELL, BELL, (-30, 20, -25, 25), layers, kl, 99.0)
+
 
 # title -> figure, one a kind of picture
 FIGURES = {
@@ -57,6 +65,15 @@ FIGURES = {
     "a wide plane": lambda title: plotting.layer_densities({0: BELL}, extent=1e6, title=title),
     "a small plane": lambda title: plotting.density_fit(BELL, POINTS, POINTS, BELL, extent=1e-3, title=title),
     "two layers": lambda title: plotting.layer_densities({0: BELL, 1: BELL}, extent=12.5, title=title),
+    "posteriors": lambda title: plotting.posterior_rows(IMAGES[:2], [posterior(80)] * 2, title=title, names=["3", "8"]),
+    "posteriors without a flow": lambda title: plotting.posterior_rows(IMAGES[:1, :9], [posterior(0)], title=title),
+    "aggregate": lambda title: plotting.aggregate_plane(POINTS, np.arange(50) % 12, title=title),
+    "aggregate without labels": lambda title: plotting.aggregate_plane(1e3 * POINTS, None, title=title),
+    "aggregate of many classes": lambda title: plotting.aggregate_plane(POINTS, np.arange(50), title=title),
+    "histograms": lambda title: plotting.aggregate_histograms(
+        {f"$z_{{{d}}}$, KL 1.2, mean -0.03, var. 1.02": POINTS[:, 0] for d in range(8)}, title=title
+    ),
+    "one histogram": lambda title: plotting.aggregate_histograms({"$z_1$": 100 * POINTS[:, 0]}, title=title),
     "kl": lambda title: plotting.kl_curve(np.arange(15, 1515, 15), np.geomspace(1, 1e-3, 100), title=title),
     "kl, three steps": lambda title: plotting.kl_curve(np.arange(1, 4), np.array([0.3, 0.2, 0.1]), title=title),
 }

@@ -10,10 +10,14 @@ import planar_vae_jax.plotting.backend  # noqa: F401  before all others: it impo
 from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
 from planar_vae_jax.plotting.density import density_fit, layer_densities
 from planar_vae_jax.plotting.images import image_grid, image_rows
+from planar_vae_jax.plotting.latent import aggregate_histograms, aggregate_plane
 from planar_vae_jax.plotting.lengths import against_length
+from planar_vae_jax.plotting.posteriors import posterior_rows
 
 __all__ = [
     "against_length",
+    "aggregate_histograms",
+    "aggregate_plane",
     "check_figures",
     "class_losses",
     "density_fit",
@@ -22,6 +26,7 @@ __all__ = [
     "kl_curve",
     "layer_densities",
     "loss_curves",
+    "posterior_rows",
 ]
 
 

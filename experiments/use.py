@@ -1,0 +1,250 @@
+"""What can be done with a run of ``experiments.mnist``, one of these a call:
+
+    python -m experiments.use --workdir=DIR --reconstruct=FILE.npz    images of a file and their reconstructions
+    python -m experiments.use --workdir=DIR --samples=64              pictures decoded from the prior
+    python -m experiments.use --workdir=DIR --interpolate=0,3         on straight lines between two test images
+    python -m experiments.use --workdir=DIR --scores=FILE.npz         free energy and NLL of each image of a file
+    python -m experiments.use --workdir=DIR --gap=100                 where the free energy's gap to NLL comes from
+
+Each writes its files (PNG, NPZ, CSV, JSON) into ``WORKDIR/use/``, or into ``--output``. ``FILE.npz`` holds images
+``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 or floats in 0..1, as ``x_test`` or
+as its only array; PNG files will do too, as in ``--reconstruct='digits/*.png'``. ``--gap=100`` takes some minutes on
+two cores.
+"""
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from planar_vae_jax import evaluation, latent, load_run, pictures, plotting
+from planar_vae_jax.data import DataError, Dataset
+from planar_vae_jax.data.images import read_images
+from planar_vae_jax.flagged_data import load_images
+from planar_vae_jax.gap import Settings, gap_of_images, summarise
+from planar_vae_jax.likelihoods import measured
+from planar_vae_jax.load import Run
+from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
+from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
+from planar_vae_jax.runs.files import RunError, replacing, write_json
+from planar_vae_jax.runs.reading import CheckpointError
+from planar_vae_jax.uncertainty import means_and_errors
+
+TASKS = ("reconstruct", "samples", "interpolate", "scores", "gap")
+PICTURED = 20  # reconstructions on the page; the file has all
+COLUMNS = ("free_energy", "gap", "amortisation", "approximation")
+CHUNK = 25  # images between two lines of progress
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of ``experiments.use``."""
+
+    workdir: str = flag(None, "the folder of a run of experiments.mnist")
+    checkpoint: str = flag("latest", "best: lowest validation loss", choices=("latest", "best"))
+    output: str | None = flag(None, "folder for what is written; default: WORKDIR/use")
+    reconstruct: str | None = flag(None, "FILE.npz, a picture, or a pattern as in 'digits/*.png'")
+    samples: int | None = flag(None, "how many pictures to decode from the prior", at_least=1, at_most=100_000)
+    interpolate: tuple[int, ...] | None = flag(None, "the numbers of two test images, as in 0,3", at_least=0)
+    scores: str | None = flag(None, "FILE.npz, a picture, or a pattern")
+    gap: int | None = flag(None, "how many test images to optimise q for", at_least=1)
+    gap_steps: int = flag(Settings().steps, "of Adam for each image's q", at_least=1)
+    nll_samples: int | None = flag(
+        None, "importance samples; default: 128 an image for --scores, 5000 for --gap", at_least=1, at_most=100_000
+    )
+    dataset: str | None = flag(None, "for --interpolate and --gap, where the run's own is somewhere else now")
+    data_dir: str | None = flag(None, "likewise")
+    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
+
+
+def main(argv: list[str]) -> None:
+    """Does what is asked for; ``argv`` without the program's name."""
+    config = parse(Config, argv, __doc__)
+    task = the_task(config)
+    try:
+        plotting.check_figures()
+        run = load_run(config.workdir, config.checkpoint)
+    except ImportError as error:
+        raise RunError(str(error)) from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"--workdir: {error}") from error
+    folder = Path(config.output or Path(config.workdir) / "use").expanduser()
+    key = jax.random.key(config.seed)
+    if task == "samples":
+        sample(run, key, config.samples or 0, made(folder))
+    elif task == "reconstruct":
+        images = images_of_file(run, task, config.reconstruct or "")
+        reconstruct(run, images, made(folder))
+    elif task == "scores":
+        images = images_of_file(run, task, config.scores or "")
+        score(run, images, key, config.nll_samples or 128, made(folder))
+    else:
+        data = images_of_run(run, config)
+        if task == "interpolate":
+            interpolate(run, data, two_of(config.interpolate or (), data), made(folder))
+        else:
+            check_gap(run, config.gap or 0, data)
+            settings = Settings(steps=config.gap_steps)
+            settings = settings._replace(nll_samples=config.nll_samples or settings.nll_samples)
+            find_gap(run, data, config.gap or 0, settings, made(folder))
+    print(f"written into {folder}", flush=True)
+
+
+# --- What is asked for
+
+
+def the_task(config: Config) -> str:
+    """The one that the flags name."""
+    if not config.workdir:
+        raise UsageError(f"--workdir must be the folder of a run; got {config.workdir!r}")
+    named = [task for task in TASKS if getattr(config, task) is not None]
+    if len(named) != 1:
+        wanted = ", ".join(f"--{task}" for task in TASKS)
+        came = ", ".join(f"--{task}" for task in named) or "none"
+        raise UsageError(f"one of {wanted} must say what to do; got {came}")
+    return named[0]
+
+
+def made(folder: Path) -> Path:
+    """The folder, there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def images_of_file(run: Run, name: str, place: str) -> np.ndarray:
+    """``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8 of the run's size."""
+    try:
+        return read_images(place, run.vae.image_shape, warn)
+    except DataError as error:
+        raise UsageError(f"--{name}: {error}") from error
+
+
+def images_of_run(run: Run, config: Config) -> Dataset:
+    """The data set that the run was trained on."""
+    flags = run.config
+    name, data_dir = config.dataset or flags["dataset"], config.data_dir or flags.get("data_dir")
+    classes = flags.get("classes")
+    data, identity = load_images(name, data_dir, tuple(classes) if classes else None, 0, warn)
+    stored = (read_config(config.workdir) or {}).get("data") or {}
+    if stored.get("crc32") not in (None, identity["crc32"]):
+        raise UsageError(
+            f"--dataset and --data_dir must give the run's own images, {stored.get('source')}; got others from "
+            f"{data.source}"
+        )
+    return data
+
+
+def two_of(numbers: tuple[int, ...], data: Dataset) -> np.ndarray:
+    """Indices of two test images."""
+    size = len(data.x_test)
+    if len(numbers) != 2 or max(numbers) >= size:
+        came = ",".join(map(str, numbers))
+        raise UsageError(f"--interpolate must be two numbers of test images, 0 to {size - 1}; got {came}")
+    return np.array(numbers)
+
+
+def check_gap(run: Run, count: int, data: Dataset) -> None:
+    """Whether there is a gap to be found."""
+    if count > len(data.x_test):
+        raise UsageError(f"--gap must be at most the {len(data.x_test)} test images of {data.name}; got {count}")
+    if run.config["objective"] == "reconstruction":
+        raise UsageError("--gap needs a run that minimised a free energy; got one of --objective=reconstruction")
+
+
+# --- What is done
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Whole or not at all, as all files here."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """An npz file."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def save_rows(path: Path, columns: Mapping[str, Any]) -> None:
+    """A csv file with a line for each image."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(np.asarray(values).tolist() for values in columns.values()), strict=True))
+
+
+def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
+    """Pixel means decoded from the prior."""
+    drawn = np.asarray(run.sample(key, count))
+    save_arrays(folder / "samples.npz", samples=drawn)
+    columns = max(1, math.isqrt(min(count, 400)))
+    page = plotting.image_grid(drawn[:400], columns=columns, title="Pixel means decoded from the prior")
+    save_figure(folder / "samples.png", page)
+
+
+def reconstruct(run: Run, images: np.ndarray, folder: Path) -> None:
+    """Images above what is decoded from their posteriors' means."""
+    decoded = np.asarray(run.reconstruct(images))
+    save_arrays(folder / "reconstructions.npz", images=images, reconstructions=decoded)
+    rows = {"original": images[:PICTURED] / 255.0, "reconstruction": decoded[:PICTURED]}
+    of = f" (the first {PICTURED} of {len(images)})" if len(images) > PICTURED else ""
+    save_figure(folder / "reconstructions.png", plotting.image_rows(rows, title=f"Images and reconstructions{of}"))
+
+
+def interpolate(run: Run, data: Dataset, chosen: np.ndarray, folder: Path) -> None:
+    """Two test images and the pictures between them, in z_0 and in z_K."""
+    test = evaluation.fixed_images(data.x_test[chosen], data.test_index[chosen], "test", run.binarization)
+    lines = latent.interpolate(run.vae, run.params, test.pixels[:1], test.pixels[1:], pictures.STEPS)
+    save_arrays(folder / "interpolation.npz", images=test.pixels, z_0=lines.base[0], z_K=lines.code[0])
+    title = f"Pixel means on straight lines between test images {chosen[0]} and {chosen[1]} of {data.name}"
+    page = pictures.interpolation_page(run.vae, lines, test.pixels[:1], test.pixels[1:], title)
+    save_figure(folder / "interpolation.png", page)
+
+
+def score(run: Run, images: np.ndarray, key: jax.Array, samples: int, folder: Path) -> None:
+    """Free energy and importance-sampled NLL of each image."""
+    figures = {
+        "free_energy": np.asarray(run.free_energy(images, key)),
+        "nll": np.asarray(run.nll(images, key, samples)),
+    }
+    save_rows(folder / "scores.csv", {"index": np.arange(len(images)), **figures})
+    summary = {"images": len(images), **means_and_errors(figures)}
+    write_json(folder / "scores.json", {**summary, "nll_samples": samples, "binarization": run.binarization})
+    print_table({"all": summary}, ("images", "free_energy", "nll"))
+
+
+def find_gap(run: Run, data: Dataset, count: int, settings: Settings, folder: Path) -> None:
+    """The parts of the gap between the free energy and -log p(x), over test images spread evenly."""
+    rows = np.linspace(0, len(data.x_test) - 1, count).astype(int)
+    test = evaluation.fixed_images(data.x_test[rows], data.test_index[rows], "test", run.binarization)
+    parts = []
+    with Progress(count, "image") as progress:
+        for start in range(0, count, CHUNK):
+            batch = jax.tree.map(lambda leaf, start=start: leaf[start : start + CHUNK], test)
+            found = gap_of_images(run.vae, run.params, batch, settings)
+            parts.append(jax.tree.map(np.asarray, found))
+            progress.update(start + len(parts[-1].nll), {"gap": float(np.mean(parts[-1].encoder - parts[-1].nll))})
+    each = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    summary = summarise(each)
+    labels = {} if data.y_test is None else {"label": data.y_test[rows]}
+    figures = {"amortisation": each.amortisation, "approximation": each.approximation}
+    save_rows(folder / "gap.csv", {"index": data.test_index[rows], **labels, **each._asdict(), **figures})
+    setting = {"dataset": data.name, "binarization": run.binarization, "flows": run.vae.flow_length}
+    write_json(folder / "gap.json", {**setting, **summary, "settings": settings._asdict()})
+    layers = f"{run.vae.flow_length} layers each" if run.vae.flow_length else "own family"
+    table = {"encoder": summary["encoder"], layers: summary["own_family"], "factorised": summary["factorised"]}
+    nats = f"nats of {measured(run.vae.likelihood, run.binarization)}, {count} test images of {data.name}"
+    print(f"{nats}; the approximation gap is to -log p(x):")
+    print_table({**table, "-log p(x)": {"free_energy": summary["nll"], "free_energy_se": summary["nll_se"]}}, COLUMNS)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,122 @@
+"""A trained VAE's latent space: where codes lie, and what is decoded between them and along its axes.
+
+Pictures are pixel means in 0..1; ``pixels`` are uint8, as they are evaluated.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from planar_vae_jax import objectives
+from planar_vae_jax.evaluation import BATCH, Images, map_batches, unit_pixels
+from planar_vae_jax.models import VAE
+
+MOMENTS = 128  # samples of each image's q, for its mean and variance in each dimension
+RATED = 500  # images that the KL by dimension is averaged over
+
+
+def pictures(model: objectives.Model, z: jax.Array) -> jax.Array:
+    """Pixel means ``[..., H, W]`` (or ``[..., H, W, 3]``) of ``z [..., L]``."""
+    return model.likelihood.mean(model.decode(z))
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def aggregate_posterior(vae: VAE, params: Any, images: Images) -> jax.Array:
+    """One sample ``z_K`` for each image, ``[N, L]``: together a sample of the aggregate posterior.
+
+    They are the samples that the images' free energies have.
+    """
+
+    def batch(pixels: jax.Array, keys: jax.Array) -> jax.Array:
+        posterior = vae.bind(params).encode(unit_pixels(pixels))
+        draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (vae.latent,), vae.dtype))
+        return posterior.transform(draw(keys))[0]
+
+    return map_batches(batch, images, BATCH)
+
+
+def kl_by_dimension(vae: VAE, params: Any, images: Images) -> np.ndarray:
+    """``E_x KL(q(z_d|x) || N(0, 1))`` of each dimension of ``z_K``, ``[L]``, nats, over a part of the images.
+
+    ``q(z_d|x)`` is taken as the normal of its mean and variance: what it is without a flow, and otherwise a lower
+    bound, as of all densities with these moments the normal is closest to a normal. Correlations count nowhere.
+    """
+    rows = np.unique(np.linspace(0, len(images.pixels) - 1, RATED).astype(int))
+    return np.asarray(_kl_by_dimension(vae, params, jax.tree.map(lambda leaf: leaf[rows], images)))
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _kl_by_dimension(vae: VAE, params: Any, images: Images) -> jax.Array:
+    def batch(pixels: jax.Array, keys: jax.Array) -> jax.Array:
+        posterior = vae.bind(params).encode(unit_pixels(pixels))
+        noise = jax.random.normal(jax.random.key(0), (MOMENTS // 2, 1, vae.latent), vae.dtype)
+        noise = jnp.concatenate([noise, -noise])  # so that without a flow the mean is exact
+        noise = noise / jnp.sqrt(jnp.mean(jnp.square(noise), axis=0, keepdims=True))  # and the variance
+        z, _, _ = posterior.transform(jnp.broadcast_to(noise, (MOMENTS, *posterior.mean.shape)))
+        variance = jnp.var(z, axis=0)
+        return 0.5 * (jnp.square(jnp.mean(z, axis=0)) + variance - 1.0 - jnp.log(variance))
+
+    return jnp.mean(map_batches(batch, images, BATCH // 4), axis=0)
+
+
+class Distance(NamedTuple):
+    """How far an aggregate posterior is from the prior N(0, I), by its moments."""
+
+    mean: np.ndarray  # [L]
+    variance: np.ndarray  # [L]
+    nats: float  # sum of KL(N(mean_d, variance_d) || N(0, 1)); not finite where a coordinate never varies
+
+
+def distance_from_prior(z: np.ndarray) -> Distance:
+    """Of a sample ``z [N, L]`` of the aggregate posterior. Correlations count nowhere, nor do third moments."""
+    z = np.asarray(z, np.float64)
+    mean, variance = np.mean(z, axis=0), np.var(z, axis=0)
+    with np.errstate(divide="ignore"):
+        nats = 0.5 * np.sum(mean**2 + variance - 1.0 - np.log(variance))
+    return Distance(mean, variance, float(nats))
+
+
+class Interpolations(NamedTuple):
+    """Pictures along straight lines between images, ``[P, T, H, W]`` each."""
+
+    base: jax.Array  # straight in the space of z_0
+    code: jax.Array  # straight in that of z_K
+
+
+@functools.partial(jax.jit, static_argnames=("vae", "steps"))
+def interpolate(vae: VAE, params: Any, left: jax.Array, right: jax.Array, steps: int) -> Interpolations:
+    """Pictures between the images ``left`` and ``right``, ``[P, H, W]`` each, in ``steps`` pictures a pair.
+
+    Both lines run between the posteriors' means sent through the flow. ``base``: all parameters of q change linearly,
+    its mean and, where the flow is amortised, ``u``, ``w`` and ``b`` too, and the mean goes through the flow that they
+    make; otherwise a point of z_0 between two images would have no flow of its own. ``code``: z_K changes linearly.
+    Without a flow both are the same.
+    """
+    model = vae.bind(params)
+    ends = [model.encode(unit_pixels(pixels)) for pixels in (left, right)]
+    first, last = (end.transform(jnp.zeros_like(end.mean))[0] for end in ends)
+
+    def at(t: jax.Array) -> Interpolations:
+        # Not through log_std: the mean alone is decoded.
+        between = jax.tree.map(lambda one, other: (1.0 - t) * one + t * other, *ends)
+        base, _, _ = between.transform(jnp.zeros_like(between.mean))
+        return Interpolations(pictures(model, base), pictures(model, (1.0 - t) * first + t * last))
+
+    lines = jax.lax.map(at, jnp.linspace(0.0, 1.0, steps, dtype=first.dtype))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lines)
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def traverse(vae: VAE, params: Any, pixels: jax.Array, dimensions: jax.Array, values: jax.Array) -> jax.Array:
+    """Pictures ``[D, T, H, W]`` around one image ``[H, W]``: one coordinate of its code z_K at each of ``values [T]``.
+
+    The code is the posterior's mean sent through the flow; ``dimensions [D]`` are the coordinates that are moved.
+    """
+    model = vae.bind(params)
+    posterior = model.encode(unit_pixels(pixels))
+    code, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
+    moved = jax.vmap(lambda d: jax.vmap(lambda value: code.at[d].set(value))(values))(dimensions)
+    return pictures(model, moved)

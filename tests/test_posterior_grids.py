@@ -1,0 +1,135 @@
+"""The true posterior on a grid, and the densities after k layers, against other ways to the same figures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from planar_vae_jax import PlanarFlow, objectives, posteriors
+from planar_vae_jax.models import VAE
+from planar_vae_jax.planar import Planar
+from planar_vae_jax.plotting.posteriors import mass_levels
+
+SHAPE = (3, 4)
+PIXELS = np.where(np.random.default_rng(0).random(SHAPE) < 0.4, np.uint8(255), np.uint8(0))
+
+
+def moved(vae, seed=5, scale=0.3):
+    """Parameters with weights large enough that q, the flow and the decoder all matter."""
+    leaves, tree = jax.tree.flatten(vae.init(jax.random.key(4)))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten(
+        [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    )
+
+
+@pytest.fixture(scope="module", params=[(0, False), (4, False), (6, True)], ids=["K=0", "K=4 shared", "K=6 amortised"])
+def model(request):
+    flow_length, amortized = request.param
+    vae = VAE(SHAPE, hidden=6, latent=2, flow_length=flow_length, amortized=amortized)
+    return vae, moved(vae)
+
+
+@pytest.fixture(scope="module")
+def grid(model):
+    return posteriors.posterior_grid(*model, PIXELS)
+
+
+def middles(square):
+    left, right, bottom, top = square
+    steps = (np.arange(posteriors.SIDE) + 0.5) / posteriors.SIDE
+    x, y = np.meshgrid(left + (right - left) * steps, bottom + (top - bottom) * steps)
+    return np.stack([x, y], axis=-1), ((right - left) / posteriors.SIDE) ** 2
+
+
+def numpy_log_joint(model, z):
+    vae, params = model
+    logits = np.asarray(vae.bind(params).decode(jnp.asarray(z, jnp.float32)), np.float64)
+    log_likelihood = np.where(PIXELS == 255, -np.logaddexp(0, -logits), -np.logaddexp(0, logits)).sum((-1, -2))
+    return log_likelihood - 0.5 * np.sum(z**2, -1) - np.log(2 * np.pi)
+
+
+def test_the_joint_density_is_prior_times_likelihood(model):
+    vae, params = model
+    z = np.random.default_rng(1).normal(size=(50, 2))
+    found = posteriors.log_joint(vae.bind(params), jnp.asarray(PIXELS / 255.0, jnp.float32), jnp.float32(z))
+    np.testing.assert_allclose(found, numpy_log_joint(model, z), rtol=1e-5)
+
+
+def test_the_true_posterior_is_normalised(model, grid):
+    axis = np.linspace(-8.0, 8.0, 401)
+    z = np.stack(np.meshgrid(axis, axis), axis=-1)
+    nll = -np.log(np.exp(numpy_log_joint(model, z)).sum() * 0.04**2)
+    assert grid.nll == pytest.approx(nll, abs=1e-4)
+    points, cell = middles(grid.near)
+    np.testing.assert_allclose(grid.truth, np.exp(numpy_log_joint(model, points) + nll), rtol=1e-3)
+    assert 0.98 < cell * grid.truth.sum() < 1.0005
+
+
+def test_all_densities_lie_in_their_squares(model, grid):
+    flow_length = model[0].flow_length
+    assert min(grid.layers) == 0
+    assert list(grid.layers)[-1] == flow_length
+    assert list(grid.kl) == list(grid.layers)
+    for square, density in ((grid.near, grid.approximation), *((grid.far, q) for q in grid.layers.values())):
+        assert 0.99 < middles(square)[1] * density.sum() < 1.001
+        assert square[1] - square[0] == pytest.approx(square[3] - square[2])
+
+
+def test_the_density_after_k_layers_is_that_of_a_flow_of_k_layers(model, grid):
+    vae, params = model
+    posterior = vae.bind(params).encode(jnp.asarray(PIXELS / 255.0, jnp.float32))
+    for k, density in grid.layers.items():
+        first = Planar(*(leaf[:k] for leaf in posterior.params))
+        flow = PlanarFlow(first, posterior.mean, posterior.log_std)
+        points = jnp.asarray(middles(grid.far)[0], jnp.float32)
+        np.testing.assert_allclose(density, np.exp(flow.log_prob(points)), rtol=2e-3, atol=1e-6)
+
+
+def test_the_kl_is_free_energy_less_nll(model, grid):
+    """By samples, the way the objectives go."""
+    vae, params = model
+    images = jnp.broadcast_to(jnp.asarray(PIXELS / 255.0, jnp.float32), (100_000, *SHAPE))
+    terms = jax.jit(lambda key: objectives.free_energy(vae.bind(params), images, key))(jax.random.key(0))
+    mean, error = np.mean(terms.free_energy), np.std(terms.free_energy) / np.sqrt(len(images))
+    assert abs(grid.kl[vae.flow_length] - (mean - grid.nll)) < 5 * error + 1e-4
+    assert min(grid.kl.values()) > 0.0
+
+
+def test_a_thin_density_does_not_slip_through_the_grid():
+    """q a thousand times thinner than the prior: its KL is in closed form where the decoder ignores z."""
+    vae = VAE(SHAPE, hidden=2, latent=2, flow_length=0)
+    params = jax.tree.map(jnp.zeros_like, vae.init(jax.random.key(0)))
+    params["encode"]["log_std"]["bias"] = jnp.full(2, -7.0)
+    params["encode"]["mean"]["bias"] = jnp.array([1.0, -2.0])
+    grid = posteriors.posterior_grid(vae, params, PIXELS)
+    log_std = 10.0 * np.tanh(-0.7)
+    assert grid.kl[0] == pytest.approx(2 * (0.5 * np.exp(2 * log_std) - 0.5 - log_std) + 2.5, abs=1e-3)
+    assert grid.nll == pytest.approx(12 * np.log(2.0), abs=1e-3)
+
+
+def test_a_model_of_another_size_is_refused():
+    vae = VAE(SHAPE, hidden=2, latent=3)
+    with pytest.raises(ValueError, match=r"latent=2.*got latent=3"):
+        posteriors.posterior_grid(vae, vae.init(jax.random.key(0)), PIXELS)
+
+
+def test_the_layers_shown_begin_with_the_base_and_end_with_the_flow():
+    assert posteriors.shown_layers(0) == [0]
+    assert posteriors.shown_layers(3) == [0, 1, 2, 3]
+    assert posteriors.shown_layers(80) == [0, 20, 40, 60, 80]
+
+
+def test_point_posteriors_are_points(model):
+    vae, params = model
+    z = jnp.array([[0.3, -1.0], [0.0, 2.0]])
+    other = posteriors.with_posterior(vae.bind(params), posteriors.point_posterior(z))
+    np.testing.assert_array_equal(other.encode(jnp.zeros((2, *SHAPE))).sample(jax.random.key(0)), z)
+    np.testing.assert_array_equal(other.decode(z), vae.bind(params).decode(z))
+
+
+def test_contours_hold_their_mass():
+    axis = np.linspace(-6.0, 6.0, 601)
+    bell = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2))
+    np.testing.assert_allclose(mass_levels(bell, (0.5, 0.95)), [0.05, 0.5], rtol=0.01)
+    assert mass_levels(np.eye(1), (0.5, 0.95)) == []
