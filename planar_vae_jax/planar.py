@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planar_vae_jax.constraint import Constrained, constrain, constrain_scaled, inverse_scale
+from planar_vae_jax.amortized import amortized_layers
+from planar_vae_jax.constraint import Constrained, constrain
 from planar_vae_jax.gram import gram_layers
 from planar_vae_jax.inverse import solve_preactivation
-from planar_vae_jax.layouts import kept, recomputed
 from planar_vae_jax.log_slope import sum_log_slopes
 from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
 
@@ -32,9 +32,6 @@ METHODS = ("scan", "gram")
 
 # Up to this D the layer scan keeps each coordinate of z apart, and is always the faster method (docs/benchmarks.md).
 NARROW = 4
-
-# From this D on a layer of an amortised flow slices its u and w out of [..., K, D]; below, they are put in front first.
-SLICED = 256
 
 
 class Planar(NamedTuple):
@@ -207,7 +204,7 @@ class Prepared(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("h", "method"), inline=True)
 def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax.Array, jax.Array]:
     if method == "scan" and params.b.shape[-1] and not _serves_many(params, z0):
-        return _amortized(NONLINEARITIES[h], params, z0)
+        return amortized_layers(NONLINEARITIES[h], *_widened(params, z0))
     run = _gram if method == "gram" and params.b.shape[-1] else _scan
     return _for_each_flow(functools.partial(run, NONLINEARITIES[h]), params, z0)
 
@@ -233,39 +230,6 @@ def _for_each_flow(flow: Flow, params: Planar, z: jax.Array) -> tuple[jax.Array,
     for position, axis in reversed(list(enumerate(own))):
         flow = jax.vmap(flow, in_axes=(0, axis - position), out_axes=axis - position)
     return flow(layers, z)
-
-
-def _amortized(nonlinearity: Nonlinearity, params: Planar, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A flow for each event: the cost is that of reading ``u`` and ``w``, so a layer does all it needs them for.
-
-    Reverse mode keeps ``z`` and the scalars of each layer, and reads ``u`` and ``w`` again.
-    """
-    params, z0 = _widened(params, z0)
-    flow_length, dim = params.u.shape[-2:]
-    lead = jnp.broadcast_shapes(params.b.shape[:-1], z0.shape[:-1])
-    u, w, b = (jnp.broadcast_to(leaf, (*lead, *leaf.shape[params.b.ndim - 1 :])) for leaf in params)
-
-    def layer(z: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-        u, w, b, inverse_scale = one
-        constrained = constrain_scaled(u, w, inverse_scale)
-        a = kept(jnp.sum(w * z, -1) + b)
-        value = kept(nonlinearity.value(a))
-        direction = w * inverse_scale[..., None]
-        z = z + value[..., None] * u + kept(value * constrained.along)[..., None] * direction
-        return z, (a, value, constrained.w_u_hat, constrained.m, constrained.log_m)
-
-    def sliced(z: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-        k, *scalars = one
-        return layer(z, (*(lax.dynamic_index_in_dim(leaf, k, -2, keepdims=False) for leaf in (u, w)), *scalars))
-
-    z = jnp.broadcast_to(z0, (*lead, dim))
-    scalars = (jnp.moveaxis(leaf, -1, 0) for leaf in (b, inverse_scale(w)))
-    if dim < SLICED:
-        rows = (jnp.moveaxis(leaf, -2, 0) for leaf in (u, w))
-        z, found = lax.scan(recomputed(layer), z, (*rows, *scalars))
-    else:
-        z, found = lax.scan(recomputed(sliced), z, (jnp.arange(flow_length, dtype=jnp.uint32), *scalars))
-    return z, sum_log_slopes(nonlinearity, False, *found)
 
 
 def _widened(params: Planar, z: jax.Array) -> tuple[Planar, jax.Array]:
