@@ -15,7 +15,7 @@ from planar_vae_jax.training import TrainState
 
 OPTIMIZERS = ("schedule_free", "adam")
 LEARNING_RATES = {"schedule_free": 8e-3, "adam": 1e-3}
-CONVOLUTIONS_LEARNING_RATE = 1e-3  # of either: gated convolutions on 28 x 28 pixels diverge at 8e-3
+CONVOLUTIONS_LEARNING_RATE = 1e-3  # gated convolutions on 28 x 28 pixels diverge at 8e-3 (BUILD_NOTES.md)
 
 
 def make_optimizer(
