@@ -37,8 +37,9 @@ from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
-from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
+from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
+from planar_vae_jax.runs.devices import DeviceFlags, choose_devices
 from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
@@ -48,7 +49,7 @@ AS_FLAG = (" a data_dir", " --data_dir")  # the library's advice names its argum
 
 
 @dataclass(frozen=True)
-class Config(RunFlags):
+class Config(DeviceFlags):
     """Flags of ``experiments.mnist``."""
 
     flows: int = flag(5, "K, the number of planar layers; 0: an ordinary VAE", at_least=0, at_most=10_000, named=True)
@@ -75,9 +76,7 @@ class Config(RunFlags):
         None, "of the learning rate; default: an epoch for schedule_free, 0 for adam", at_least=0, default_before=0
     )
     weight_decay: float = flag(0.0, "decoupled from the gradient", at_least=0.0, at_most=1e30)
-    clip_norm: float = flag(
-        0.0, "gradients of a greater norm are scaled down to it; 0: none", at_least=0.0, at_most=1e30
-    )
+    clip_norm: float = flag(0.0, "scales gradients of a greater norm down to it; 0: none", at_least=0.0, at_most=1e30)
     kl_warmup: int = flag(0, "epochs over which the weight of the KL term grows from 0 to 1", at_least=0)
     energy_annealing: int = flag(
         0, "epochs over which the temperature of log p(x, z) grows from 0.01 to 1 (Rezende & Mohamed)", at_least=0
@@ -105,8 +104,8 @@ def main(argv: list[str]) -> None:
 
     config = with_defaults(config, steps_per_epoch)
     binarization = config.binarization
-
-    with open_run(config, "mnist", identity) as run:
+    devices = choose_devices(config, config.batch_size)
+    with open_run(config, "mnist", identity, devices) as run:
         if run.finished:
             return
         for note in notes if run.new else ():
@@ -138,11 +137,11 @@ def main(argv: list[str]) -> None:
         images = data.x_train  # static ones are drawn here, once and for every seed the same
         if binarization == "static":
             images = np.asarray(fixed_images(images, data.train_index, "train", binarization).pixels)
-        test = fixed_images(data.x_test, data.test_index, "test", binarization)
+        test = devices.replicate(fixed_images(data.x_test, data.test_index, "test", binarization))
         validation = None
         if data.x_valid is not None and data.valid_index is not None:
             validation = fixed_images(data.x_valid, data.valid_index, "valid", binarization)
-        split, watched = ("test", test) if validation is None else ("validation", validation)
+        split, watched = ("test", test) if validation is None else ("validation", devices.replicate(validation))
 
         fitted = fit(
             run,
@@ -161,9 +160,10 @@ def main(argv: list[str]) -> None:
 
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
-        figures = evaluation.evaluate(vae, params, test, nll_samples=config.nll_samples)
+        everywhere = devices.replicate(params)
+        figures = devices.under(evaluation.evaluate)(vae, everywhere, test, nll_samples=config.nll_samples)
         setting = describe(data.name, binarization, vae, len(lines), config.objective, config.classes)
-        draw_images(run, vae, params, data, test, setting, config.objective)
+        draw_images(run, vae, params, data, devices.local(test), setting, config.objective)
         draw_losses(run, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {
             "dataset": data.name,

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -106,6 +105,7 @@ def fit(
     ) as checkpoints:
         loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints)
         loop.begin_or_go_on()
+        report = run.devices.under(report)
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
             while loop.done.epoch < epochs.number:
                 loop.train_epoch()
@@ -116,7 +116,8 @@ def fit(
                 loop.stop_if_asked()
             checkpoints.wait()
         loop.stop_if_asked()
-    return Fitted(loop.evaluated(), loop.state, loop.lines)
+    params, state = run.devices.local((loop.evaluated(), loop.state))
+    return Fitted(params, state, loop.lines)
 
 
 class _Loop:
@@ -134,20 +135,22 @@ class _Loop:
         sizes: tuple[int | None, int | None],
         checkpoints: Checkpoints,
     ):
-        self.run, self.epochs, self.checkpoints = run, epochs, checkpoints
+        self.run, self.epochs, self.checkpoints, self.devices = run, epochs, checkpoints, run.devices
         self.done = Done()
         self.lines: list[dict[str, Any]] = []
         self.saved: int | None = None  # the newest checkpoint's step
-        self.initial, self.key = params, key
-        self.state = training.init_state(params, optimizer)
-        self.data = jax.tree.map(jnp.asarray, data)
+        state = training.init_state(params, optimizer)
+        self.initial, self.key, self.state, self.data = self.devices.replicate((params, key, state, data))
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
-        self._begin = functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch)
-        self._steps = functools.partial(compiled.train_steps, loss, optimizer)
-        self.order, self.steps_key = self._begin(key, 0)
+        under = self.devices.under
+        self._begin = under(functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch))
+        self._steps = under(functools.partial(compiled.train_steps, loss, optimizer))
+        self.order, self.steps_key = self._begin(self.key, 0)
         batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
-        self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
+        self.empty = self.devices.replicate(
+            training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
+        )
         self.info = self.empty
 
     @property
@@ -167,7 +170,8 @@ class _Loop:
         """From the newest whole checkpoint, if there is one; the lines of metrics after it are cut off."""
         found = self.checkpoints.restore(self.tree())
         if found is not None:
-            self.state, self.info, self.key = (found.tree[name] for name in ("state", "info", "key"))
+            stored = self.devices.replicate(found.tree)
+            self.state, self.info, self.key = (stored[name] for name in ("state", "info", "key"))
             self.done = Done(**{name: found.meta[name] for name in vars(self.done)})  # it may hold more
             self.saved = found.step
         if self.step > self.epochs.steps:

@@ -10,7 +10,6 @@ with open_run(config, "mnist", identity) as run:    # compares flags and data, l
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import filelock
-import jax
 
 from planar_vae_jax.runs import signals
 from planar_vae_jax.runs.config import (
@@ -32,6 +30,7 @@ from planar_vae_jax.runs.config import (
     shown,
 )
 from planar_vae_jax.runs.console import warn
+from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
 from planar_vae_jax.runs.files import RunError, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.lock import expand, locked, make
 
@@ -47,19 +46,21 @@ class RunFolder:
         workdir: where figures and ``summary.json`` go.
         config: the run's flags.
         new: whether the run begins now.
+        devices: what it computes on.
         finished: whether there is nothing left to do.
     """
 
-    def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None):
+    def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices):
         """Looks at the folder, and writes nothing.
 
         Raises:
             UsageError: see :func:`open_run`.
         """
         self.config = config
+        self.devices = devices
         self._named = config.workdir or default_workdir(config, experiment)
         self.workdir = expand(self._named)
-        self._description = _describe(config, experiment, data)
+        self._description = _describe(config, experiment, data, devices)
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
         self._look()
@@ -149,6 +150,12 @@ class RunFolder:
                 self._move_aside()
         write_json(self.workdir / "config.json", self._description)
         print(f"writing to {self.workdir}", flush=True)
+
+    def _tell_devices(self) -> None:
+        print(f"computing on {self.devices}", flush=True)
+        missing = missing_accelerator()
+        if missing is not None:
+            warn(missing)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -246,41 +253,40 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(config: RunFlags, experiment: str, data: dict[str, Any] | None = None) -> Iterator[RunFolder]:
+def open_run(
+    config: RunFlags, experiment: str, data: dict[str, Any] | None = None, devices: Devices | None = None
+) -> Iterator[RunFolder]:
     """The folder of a run; of one that is not finished, this process's alone until the end.
 
     Args:
         config: ``config.workdir`` names the folder.
         experiment: the run is of.
         data: what tells its data from others: ``name``, ``source``, ``crc32``; ``None``: it has none.
+        devices: what it computes on (:func:`planar_vae_jax.runs.devices.choose_devices`); ``None``: one device.
 
     Raises:
         UsageError: the folder cannot be written, another process has it, or it holds another run, or none where one is
             needed. Nothing is left there then.
     """
-    run = RunFolder(config, experiment, data)
+    run = RunFolder(config, experiment, data, devices or one_device())
     try:
         if not run.finished:
             run._take()
-        yield run
+            run._tell_devices()
+        with signals.time_limit(config.max_seconds):
+            yield run
     finally:
         run._release()
 
 
-def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None) -> dict[str, Any]:
+def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices) -> dict[str, Any]:
     """The contents of ``config.json``: every flag, the versions, the device, the data."""
-    device = jax.devices()[0]
     return {
         "layout": LAYOUT,
         "experiment": experiment,
         "flags": {name: as_json(value) for name, value in dataclasses.asdict(config).items()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "cpus": os.cpu_count(),
-        },
+        "device": devices.describe(),
         "data": data,
     }
 
