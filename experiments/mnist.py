@@ -37,6 +37,7 @@ from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
+from planar_vae_jax.precision import PRECISIONS
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import DeviceFlags, choose_devices
@@ -67,7 +68,7 @@ class Config(DeviceFlags):
     hidden: int = flag(400, "width of the hidden layers", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
     optimizer: str = flag(
-        None, "default: schedule_free for elbo, adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
+        None, "default: schedule_free; adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
     )
     learning_rate: float = flag(
         None, "default: 8e-3 for schedule_free, 1e-3 for adam", above=0.0, at_most=1e30, default_before=1e-3
@@ -86,9 +87,8 @@ class Config(DeviceFlags):
         "of the training's random numbers; threefry2x32: the same anywhere; rbg, unsafe_rbg: the device's generator",
         choices=("threefry2x32", "rbg", "unsafe_rbg"),
     )
-    nll_samples: int = flag(
-        128, "importance samples an image for the test NLL", at_least=1, at_most=100_000, evaluation=True
-    )
+    precision: str = flag("float32", "of encoder and decoder; all else is float32", choices=PRECISIONS)
+    nll_samples: int = flag(128, "importance samples an image of the NLL", at_least=1, at_most=100_000, evaluation=True)
 
 
 def main(argv: list[str]) -> None:
@@ -118,6 +118,7 @@ def main(argv: list[str]) -> None:
             flow_length=config.flows,
             amortized=config.amortized,
             h=config.h,
+            precision=config.precision,
         )
         init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
         loss = vae_loss(
@@ -160,8 +161,8 @@ def main(argv: list[str]) -> None:
 
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
-        everywhere = devices.replicate(params)
-        figures = devices.under(evaluation.evaluate)(vae, everywhere, test, nll_samples=config.nll_samples)
+        evaluate = devices.under(evaluation.evaluate)
+        figures = evaluate(vae, devices.replicate(params), test, nll_samples=config.nll_samples)
         setting = describe(data.name, binarization, vae, len(lines), config.objective, config.classes)
         draw_images(run, vae, params, data, devices.local(test), setting, config.objective)
         draw_losses(run, data.y_test, figures, lines, split, setting, config.objective)

@@ -171,7 +171,8 @@ def default_binarization(objective: str) -> str:
 def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, int]) -> VAE:
     """The architecture that the flags of ``experiments.mnist`` name."""
     names = {"latent": "latent", "hidden": "hidden", "flow_length": "flows", "amortized": "amortized", "h": "h"}
-    return VAE(image_shape, **{field: flags[flag] for field, flag in names.items()})
+    precision = flags.get("precision", "float32")  # of runs that were begun before there was a choice
+    return VAE(image_shape, precision=precision, **{field: flags[flag] for field, flag in names.items()})
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from flax import nnx
 
 from planar_vae_jax.distributions import PlanarFlow
 from planar_vae_jax.planar import Planar, init_planar
+from planar_vae_jax.precision import PRECISIONS, compute_in_bfloat16
 
 # log_std = LOG_STD_RANGE tanh(raw / LOG_STD_RANGE): the identity near 0, and by construction never so
 # far out that exp(log_std) or exp(-log_std) overflows or a variance becomes 0.
@@ -84,6 +85,8 @@ class Networks(nnx.Module):
     def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
         self.decode = Decoder(vae, rngs=rngs)
         self.encode = Encoder(vae, rngs=rngs)
+        if vae.precision == "bfloat16":
+            compute_in_bfloat16(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,7 @@ class VAE:
         amortized: whether the encoder gives each image its own flow; otherwise all images share one (the paper).
         h: the flow's nonlinearity, one of ``NONLINEARITIES``.
         dtype: of all parameters and therefore of all that is computed from float32 or float64 images.
+        precision: one of ``PRECISIONS``, in which encoder and decoder are computed (:mod:`planar_vae_jax.precision`).
 
     Raises:
         ValueError: for a size that is no whole number in its range, or an amortised flow without layers.
@@ -113,11 +117,14 @@ class VAE:
     amortized: bool = False
     h: str = "tanh"
     dtype: str = "float32"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))
         if len(self.image_shape) != 2 or min(self.image_shape) < 1:
             raise ValueError(f"image_shape must be (H, W), both at least 1; got {self.image_shape}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         for name, least in (("latent", 1), ("hidden", 1), ("flow_length", int(self.amortized))):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

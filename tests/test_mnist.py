@@ -72,7 +72,7 @@ def numbers(tree):
         ("--amortized", "--prng=unsafe_rbg"),
         ("--objective=reconstruction",),
         ("--binarization=static", "--h=softsign", "--kl_warmup=1"),
-        ("--binarization=threshold", "--energy_annealing=2", "--prng=rbg"),
+        ("--binarization=threshold", "--energy_annealing=2", "--prng=rbg", "--precision=bfloat16"),
     ],
     ids=" ".join,
 )
