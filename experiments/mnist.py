@@ -161,8 +161,8 @@ def main(argv: list[str]) -> None:
 
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
-        evaluate = devices.under(evaluation.evaluate)
-        figures = evaluate(vae, devices.replicate(params), test, nll_samples=config.nll_samples)
+        evaluate, everywhere = devices.under(evaluation.evaluate), devices.replicate(params)
+        figures = evaluate(vae, everywhere, test, nll_samples=config.nll_samples)
         setting = describe(data.name, binarization, vae, len(lines), config.objective, config.classes)
         draw_images(run, vae, params, data, devices.local(test), setting, config.objective)
         draw_losses(run, data.y_test, figures, lines, split, setting, config.objective)

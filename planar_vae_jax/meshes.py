@@ -70,4 +70,9 @@ def _put(leaf: Any, mesh: Mesh | None) -> jax.Array:
 
 def local(tree: Any) -> Any:
     """Arrays that are whole on every device, as arrays of this process's first one."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
+
+    def one(leaf: Any) -> Any:
+        several = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return leaf.addressable_data(0) if several else leaf
+
+    return jax.tree.map(one, tree)

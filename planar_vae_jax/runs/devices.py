@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from planar_vae_jax import meshes
+from planar_vae_jax.runs import processes
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag
 from planar_vae_jax.runs.files import RunError
 
@@ -26,6 +27,11 @@ class DeviceFlags(RunFlags):
     devices: str = flag(
         "all", "how many to split batches over; all: as many as divide the batch", resumable=True, machine=True
     )
+    coordinator: str | None = flag(
+        None, "HOST:PORT of process 0, where a run has several processes", resumable=True, machine=True
+    )
+    num_processes: int = flag(None, "how many there are", at_least=1, resumable=True, machine=True)
+    process_id: int = flag(None, "which of them this is, from 0", at_least=0, resumable=True, machine=True)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Devices:
             "kind": first.device_kind,
             "count": jax.device_count(),
             "used": len(self.used),
+            "processes": processes.count(),
             "cpus": os.cpu_count(),
         }
 
@@ -71,8 +78,9 @@ class Devices:
         kind = self.used[0].device_kind
         if self.mesh is None:
             return f"1 of {jax.device_count()} devices ({kind})" if jax.device_count() > 1 else f"1 device ({kind})"
+        of = f" of {processes.count()} processes" if processes.count() > 1 else ""
         share = "" if self.batch_size is None else f", {self.batch_size // len(self.used)} examples of a step on each"
-        return f"{len(self.used)} of {jax.device_count()} devices ({kind}){share}"
+        return f"{len(self.used)} of {jax.device_count()} devices ({kind}){of}{share}"
 
 
 def one_device() -> Devices:
@@ -81,18 +89,33 @@ def one_device() -> Devices:
 
 
 def choose_devices(config: DeviceFlags, batch_size: int) -> Devices:
-    """What ``--devices`` asks for: batches of this size are split over them evenly.
+    """Joins the run's other processes, if there are any (JAX may not have been used before); then what ``--devices``
+    asks for: batches of this size are split over them evenly, and each process has as many.
 
     Raises:
-        UsageError: there are not so many, or they do not divide the batch.
+        UsageError: there are not so many, or they do not divide the batch; the processes cannot be joined.
     """
-    there = _all_devices()
-    sizes = [count for count in range(1, len(there) + 1) if batch_size % count == 0]
+    processes.join(config.coordinator, config.num_processes, config.process_id)
+    there: list[list[jax.Device]] = [[] for _ in range(processes.count())]
+    for device in _all_devices():
+        there[device.process_index].append(device)
+    number, most = len(there), min(map(len, there))
+    sizes = [number * each for each in range(1, most + 1) if batch_size % (number * each) == 0]
+    if not sizes:
+        near = [batch_size // number * number, -(-batch_size // number) * number]
+        raise UsageError(
+            f"--batch_size must be a multiple of the {number} processes; got {batch_size}; the nearest: "
+            f"{', '.join(str(size) for size in near if size)}"
+        )
     count = sizes[-1] if config.devices == "all" else _count(config.devices)
     if count not in sizes:
-        wish = f"divide --batch_size={batch_size}" if count <= len(there) else f"be at most the {len(there)} there are"
+        wish = f"divide --batch_size={batch_size}"
+        if count > number * most:
+            wish = f"be at most the {number * most} there are"
+        elif count % number:
+            wish = f"be a multiple of the {number} processes"
         raise UsageError(f"--devices must {wish}; got {count}; the nearest: {_nearest(count, sizes)}")
-    used = tuple(there[:count])
+    used = tuple(device for devices in there for device in devices[: count // number])
     return Devices(used, meshes.data_mesh(used) if count > 1 else None, batch_size)
 
 

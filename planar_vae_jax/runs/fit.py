@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +18,8 @@ import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import compiled, leaves, reading, signals
-from planar_vae_jax.runs.checkpoints import CheckpointError, Checkpoints, NoCheckpointError, read_checkpoint
+from planar_vae_jax.runs import compiled, leaves, processes, signals
+from planar_vae_jax.runs.checkpoints import Checkpoints
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
 from planar_vae_jax.runs.epochs import Done, Epochs, Pace
@@ -27,11 +28,11 @@ from planar_vae_jax.runs.files import (
     append_json_line,
     cut_json_lines,
     finite,
-    read_json_lines,
     replacing,
     write_json,
 )
 from planar_vae_jax.runs.folder import RunFolder
+from planar_vae_jax.runs.shared import SharedCheckpoints, load_for_figures
 from planar_vae_jax.uncertainty import means_and_errors
 
 Report = Callable[[Any], dict[str, float | None]]
@@ -99,10 +100,12 @@ def fit(
             f"of batch_size={batch_size}"
         )
     if run.eval_only:
-        return _load(run, epochs, params, score)
-    with Checkpoints(
+        params, lines = load_for_figures(run, epochs, params, score)
+        return Fitted(params, None, lines)
+    own = Checkpoints(
         run.workdir / "checkpoints", keep=run.config.keep, warn=warn, check=_check_finite, name=epochs.name
-    ) as checkpoints:
+    )
+    with SharedCheckpoints(own) as checkpoints:
         loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints)
         loop.begin_or_go_on()
         report = run.devices.under(report)
@@ -133,12 +136,13 @@ class _Loop:
         key: jax.Array,
         data: Any,
         sizes: tuple[int | None, int | None],
-        checkpoints: Checkpoints,
+        checkpoints: SharedCheckpoints,
     ):
         self.run, self.epochs, self.checkpoints, self.devices = run, epochs, checkpoints, run.devices
         self.done = Done()
         self.lines: list[dict[str, Any]] = []
         self.saved: int | None = None  # the newest checkpoint's step
+        params, key = processes.arrays_of_first((params, key))
         state = training.init_state(params, optimizer)
         self.initial, self.key, self.state, self.data = self.devices.replicate((params, key, state, data))
         self.metrics = run.workdir / "metrics.jsonl"
@@ -180,7 +184,7 @@ class _Loop:
                 f"{asked} is less than the run in {self.run.workdir} has done, {self.epochs.name(self.step)}; name "
                 "another --workdir, or draw the figures of this one by --eval_only"
             )
-        self.lines = cut_json_lines(self.metrics, self.done.epoch)
+        self.lines = processes.on_first(cut_json_lines, self.metrics, self.done.epoch)
         self.checkpoints.begin_to_write()
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
 
@@ -191,7 +195,8 @@ class _Loop:
         stop = self.epochs.length(self.done.epoch)
         while self.done.position < stop:
             self.stop_if_asked()
-            self._train(self.done.position, self.pace.end(self.done.position, stop))
+            end = processes.of_first(self.pace.end(self.done.position, stop))
+            self._train(self.done.position, end)
 
     def _train(self, start: int, stop: int) -> None:
         """One call of what is compiled; where a step is not finite, it is made again without that step."""
@@ -219,7 +224,7 @@ class _Loop:
         number = {self.epochs.unit: self.epochs.done(done.epoch + 1)}
         numbers = {name: None if value is None else float(value) for name, value in line.items()}
         whole = finite({**number, **numbers, "seconds": done.epoch_seconds})
-        append_json_line(self.metrics, whole)
+        processes.on_first(append_json_line, self.metrics, whole)
         self.lines.append(whole)
         self.done = Done(done.epoch + 1, seconds=done.seconds)
         if self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number:
@@ -238,7 +243,7 @@ class _Loop:
 
     def stop_if_asked(self) -> None:
         """Saves and raises, if a signal has asked to stop."""
-        number = signals.requested()
+        number = processes.of_any(signals.requested())
         if number is not None:
             self.save()
             self.checkpoints.wait()
@@ -258,47 +263,29 @@ class _Loop:
             what, before = f"a parameter is not finite after {name(self.step)}", ""
         else:
             arrays["batch"], before = compiled.take_batch(self.data, self.order, position), " before that step"
-            facts |= {"loss": str(self.info.loss[position]), "gradient_norm": str(self.info.gradient_norm[position])}
-            which = "gradient" if np.isfinite(self.info.loss[position]) else "loss"
+            loss, norm = np.asarray(self.info.loss), np.asarray(self.info.gradient_norm)
+            facts |= {"loss": str(loss[position]), "gradient_norm": str(norm[position])}
+            which = "gradient" if np.isfinite(loss[position]) else "loss"
             where = f"step {position + 1} of epoch {self.done.epoch + 1}, " if self.epochs.unit == "epoch" else ""
             what = f"the {which} of {where}step {self.step + 1} of the run, is not finite"
-        folder.mkdir(exist_ok=True)
-        with replacing(folder / "state.npz") as temporary:
-            np.savez(temporary, **leaves.plain(arrays))  # type: ignore[arg-type]
         self.checkpoints.wait()
         good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint: {name(self.saved)}"
-        write_json(folder / "failure.json", {"what": what, **facts, "last_good_checkpoint": self.saved})
+        facts = {"what": what, **facts, "last_good_checkpoint": self.saved}
+        processes.on_first(_write_failure, folder, self.devices.local(arrays), facts)
         return RunError(
             f"{what}; {good}; {folder} holds the state{before}; a lower --learning_rate or --clip_norm=1 may help, "
             "with --overwrite"
         )
 
 
+def _write_failure(folder: Path, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    with replacing(folder / "state.npz") as temporary:
+        np.savez(temporary, **leaves.plain(arrays))  # type: ignore[arg-type]
+    write_json(folder / "failure.json", facts)
+
+
 def _check_finite(tree: Any) -> None:
     """Training refuses to save such a state, but a fault of the memory may have made one."""
     if not compiled.all_finite(tree["state"]):
         raise ValueError("not every parameter is finite")
-
-
-def _load(run: RunFolder, epochs: Epochs, params: Any, score: str | None) -> Fitted:
-    """The checkpoint that the flags name, with the run's folder set for its figures."""
-    which, workdir = run.config.checkpoint, run.workdir
-    if which == "best" and score is None:
-        raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
-    try:
-        found = read_checkpoint(workdir / "checkpoints", which, warn=warn, check=reading.check_finite)
-    except NoCheckpointError:
-        raise UsageError(
-            f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"
-        ) from None
-    done = found.meta.get("epoch", found.meta.get("unit", 0))  # "unit": version 0.1
-    if done == 0:
-        raise UsageError(f"--eval_only needs a whole epoch; {workdir} is at step {found.step} of its first")
-    try:
-        params = leaves.fill_params(found.leaves, params)
-    except ValueError as error:
-        path = workdir / "checkpoints" / str(found.step)
-        raise CheckpointError(f"checkpoint {path} is of another model: {error}") from None
-    lines = read_json_lines(workdir / "metrics.jsonl", done)
-    run.evaluate_into(epochs.folder(found.step), found.step == epochs.steps, found.meta["seconds"])
-    return Fitted(params, None, lines)

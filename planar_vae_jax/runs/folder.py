@@ -18,7 +18,7 @@ from typing import Any
 
 import filelock
 
-from planar_vae_jax.runs import signals
+from planar_vae_jax.runs import processes, signals
 from planar_vae_jax.runs.config import (
     LAYOUT,
     RunFlags,
@@ -63,7 +63,8 @@ class RunFolder:
         self._description = _describe(config, experiment, data, devices)
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
-        self._look()
+        processes.check_same(_common(self._description))
+        self._stored, self.finished = processes.on_first(self._look)
 
     @property
     def eval_only(self) -> bool:
@@ -81,23 +82,24 @@ class RunFolder:
 
     def save_figure(self, name: str, figure: Any) -> None:
         """Writes a matplotlib figure as ``name`` in the folder."""
-        with replacing(self.workdir / name) as temporary:
-            figure.savefig(temporary)
+        if processes.index() == 0:
+            with replacing(self.workdir / name) as temporary:
+                figure.savefig(temporary)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``, by which the run is finished, and says where everything is."""
-        write_json(self.workdir / "summary.json", summary)
+        processes.on_first(write_json, self.workdir / "summary.json", summary)
         print(f"figures and summary.json are in {self.workdir}", flush=True)
 
     def go_on(self, seconds: float, where: str | None) -> None:
-        """The training goes on; the files that say otherwise are brought to that.
+        """The training goes on; the files that say otherwise are brought to that (by process 0).
 
         Args:
             seconds: spent so far.
             where: it goes on from, in words; ``None`` at its beginning.
         """
         self._earlier = seconds
-        if self._stored is None:
+        if self._stored is None or processes.index():
             return
         print(f"going on in {self.workdir} {where or 'from the beginning'}", flush=True)
         (self.workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run, or damaged
@@ -118,14 +120,17 @@ class RunFolder:
         free = [field for field in dataclasses.fields(self.config) if field.metadata["evaluation"]]
         if not final or any(flags[field.name] != flag_of_run(stored, field) for field in free):
             self.workdir = self.workdir / name
-            make(self.workdir, str(self.workdir))
-            remove_unfinished(self.workdir)
+            processes.on_first(self._make_ready)
         print(f"writing to {self.workdir}: figures of {name.replace('-', ' ')}", flush=True)
+
+    def _make_ready(self) -> None:
+        make(self.workdir, str(self.workdir))
+        remove_unfinished(self.workdir)
 
     # --- For open_run
 
-    def _look(self) -> None:
-        """Compares what is there with this run; nothing is written."""
+    def _look(self) -> tuple[dict[str, Any] | None, bool]:
+        """Compares what is there with this run, and returns it and whether it is finished; nothing is written."""
         self._stored = None if self.config.overwrite else self._stored_run()
         self.finished = self._stored is not None and not self.eval_only and self._is_finished()
         layout = LAYOUT if self._stored is None else self._stored.get("layout", 1)
@@ -134,22 +139,24 @@ class RunFolder:
                 f"--workdir={self._named} holds a run of version 0.1, whose figures were defined otherwise: it cannot "
                 "go on; name another, or move it aside by --overwrite (--eval_only still reads it)"
             )
+        return self._stored, self.finished
 
-    def _take(self) -> None:
-        """Locks the folder and writes into it that this run is there."""
+    def _take(self) -> tuple[dict[str, Any] | None, bool]:
+        """Locks the folder and writes into it that this run is there; returns what :meth:`_look` does."""
         make(self.workdir, self._named)
         self._lock = locked(self.workdir, self._named)
         self._look()  # it may have changed until then
         remove_unfinished(self.workdir)
         if self._stored is not None:
             self._compare_machine(self._stored)
-            return
+            return self._stored, self.finished
         if self.config.overwrite:  # again, that would begin afresh again
             signals.advice = "run the same command without --overwrite to go on"
             if any((self.workdir / name).exists() for name in _TRACES):
                 self._move_aside()
         write_json(self.workdir / "config.json", self._description)
         print(f"writing to {self.workdir}", flush=True)
+        return None, False
 
     def _tell_devices(self) -> None:
         print(f"computing on {self.devices}", flush=True)
@@ -271,7 +278,7 @@ def open_run(
     run = RunFolder(config, experiment, data, devices or one_device())
     try:
         if not run.finished:
-            run._take()
+            run._stored, run.finished = processes.on_first(run._take)
             run._tell_devices()
         with signals.time_limit(config.max_seconds):
             yield run
@@ -289,6 +296,13 @@ def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None, de
         "device": devices.describe(),
         "data": data,
     }
+
+
+def _common(description: dict[str, Any]) -> dict[str, Any]:
+    """What all processes of a run have in common."""
+    flags = {name: value for name, value in description["flags"].items() if name not in ("process_id", "data_dir")}
+    data = description["data"]
+    return {**description, "flags": flags, "device": None, "data": data and [data["name"], data["crc32"]]}
 
 
 def _version(package: str) -> str | None:
