@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from planar_vae_jax import meshes
@@ -29,7 +30,8 @@ def bernoulli_pixels(key: jax.Array, pixels: jax.Array) -> jax.Array:
         # The two pixels of a word are half a batch apart, mostly on two devices: each computes it rather than send it.
         position = jnp.arange(pixels.size, dtype=jnp.uint32).reshape(pixels.shape)
         low = position < half
-        word = _words(key, jnp.where(low, position, position - half))
+        # Once: XLA would repeat what is so cheap to start in each place that needs the pixels.
+        word = lax.optimization_barrier(_words(key, jnp.where(low, position, position - half)))
         bits = jnp.where(low, word & 0xFFFF, word >> 16)
     else:
         words = jax.random.bits(key, (half,), jnp.uint32)
