@@ -6,8 +6,7 @@ trains for 30 epochs (on MNIST about two minutes on two CPU cores) and writes fi
 To reach on MNIST, nats an image: free energy 96.0 with K = 5, 96.5 with K = 0. ``--objective=reconstruction
 --latent=20`` draws the paper's loss curve: 204 at first, 5.3 at last (the paper: "over 200 ... plateauing around 6").
 
-A run that was stopped goes on when the same command is run again; ``--workdir=DIR --eval_only`` draws the figures of a
-run again.
+A run that was stopped goes on by the same command; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""One run on 1, 2 and 8 devices: the same losses and figures, to the rounding of float32."""
+"""One run on 1, 2 and 8 devices: the same losses and figures, to the rounding of float32; what is said of devices."""
 
 import json
 import os
@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from planar_vae_jax.runs import devices
 
 ROOT = Path(__file__).parents[1]
 TINY = "--epochs=2 --hidden=8 --latent=6 --batch_size=16 --nll_samples=4 --flows=3 --validation=10"
@@ -96,3 +99,28 @@ def test_figures_can_be_computed_again_on_other_devices(runs):
     again = json.loads((runs[0] / "8" / "epoch-2" / "summary.json").read_text())
     first = json.loads((runs[0] / "8" / "summary.json").read_text())
     assert again["test"]["free_energy"] == pytest.approx(first["test"]["free_energy"], rel=1e-5)
+
+
+@pytest.fixture
+def free_choice():
+    """JAX as where nobody has asked for the CPU."""
+    asked = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+    yield
+    jax.config.update("jax_platforms", asked)
+
+
+def test_a_missing_accelerator_is_told_where_one_was_expected(monkeypatch, free_choice, tmp_path):
+    monkeypatch.setattr(devices, "_PACKAGES", ())
+    monkeypatch.setattr(devices, "_SIGNS", (str(tmp_path / "nothing"),))
+    assert devices.missing_accelerator() is None
+    monkeypatch.setattr(devices, "_SIGNS", (str(tmp_path),))
+    assert f"an accelerator was expected, as {tmp_path} is there" in devices.missing_accelerator()
+    monkeypatch.setattr(devices, "_SIGNS", ())
+    monkeypatch.setattr(devices, "_PACKAGES", ("jax",))
+    assert "jax is installed, but JAX found none: this run computes on the CPU" in devices.missing_accelerator()
+
+
+def test_nothing_is_told_where_the_cpu_was_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "_SIGNS", (str(tmp_path),))
+    assert devices.missing_accelerator() is None

@@ -9,8 +9,6 @@ with open_run(config, "mnist", identity) as run:    # compares flags and data, l
 """
 
 import dataclasses
-import importlib.metadata
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,20 +21,19 @@ from planar_vae_jax.runs.config import (
     LAYOUT,
     RunFlags,
     UsageError,
-    as_json,
     default_workdir,
     flag_of_run,
     read_config,
     shown,
 )
 from planar_vae_jax.runs.console import warn
+from planar_vae_jax.runs.description import common, describe, shown_data
 from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
 from planar_vae_jax.runs.files import RunError, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.lock import expand, locked, make
 
 # What a folder holds that holds a run, or what is left of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
-_PACKAGES = ("planar_vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 class RunFolder:
@@ -60,10 +57,10 @@ class RunFolder:
         self.devices = devices
         self._named = config.workdir or default_workdir(config, experiment)
         self.workdir = expand(self._named)
-        self._description = _describe(config, experiment, data, devices)
+        self._description = describe(config, experiment, data, devices)
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
-        processes.check_same(_common(self._description))
+        processes.check_same(common(self._description))
         self._stored, self.finished = processes.on_first(self._look)
 
     @property
@@ -210,7 +207,7 @@ class RunFolder:
                 differences.append(f"--{field.name}: {shown(there)} there, {shown(here)} here")
         there, here = stored.get("data"), ours["data"]
         if there and here and (there["name"], there["crc32"]) != (here["name"], here["crc32"]):
-            differences.append(f"other data: {_shown_data(there)} there, {_shown_data(here)} here")
+            differences.append(f"other data: {shown_data(there)} there, {shown_data(here)} here")
         return differences
 
     def _is_finished(self) -> bool:
@@ -284,33 +281,3 @@ def open_run(
             yield run
     finally:
         run._release()
-
-
-def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices) -> dict[str, Any]:
-    """The contents of ``config.json``: every flag, the versions, the device, the data."""
-    return {
-        "layout": LAYOUT,
-        "experiment": experiment,
-        "flags": {name: as_json(value) for name, value in dataclasses.asdict(config).items()},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "device": devices.describe(),
-        "data": data,
-    }
-
-
-def _common(description: dict[str, Any]) -> dict[str, Any]:
-    """What all processes of a run have in common."""
-    flags = {name: value for name, value in description["flags"].items() if name not in ("process_id", "data_dir")}
-    data = description["data"]
-    return {**description, "flags": flags, "device": None, "data": data and [data["name"], data["crc32"]]}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a clone that is not installed
-        return None
-
-
-def _shown_data(data: dict[str, Any]) -> str:
-    return f"{data['name']} from {data['source']} (CRC-32 {data['crc32']:08x})"
