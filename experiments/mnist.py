@@ -31,8 +31,10 @@ from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
-from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
+from planar_vae_jax.precision import PRECISIONS
+from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
+from planar_vae_jax.runs.devices import DeviceFlags, choose_devices
 from planar_vae_jax.runs.files import RunError, read_json
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
@@ -56,7 +58,7 @@ shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_
 
 
 @dataclass(frozen=True)
-class Config(RunFlags):
+class Config(DeviceFlags):
     """Flags of ``experiments.mnist``."""
 
     flows: int = flag(5, "K, the number of planar layers; 0: an ordinary VAE", at_least=0, at_most=10_000, named=True)
@@ -103,9 +105,7 @@ class Config(RunFlags):
         None, "of the learning rate; default: an epoch for schedule_free, 0 for adam", at_least=0, default_before=0
     )
     weight_decay: float = flag(0.0, "decoupled from the gradient", at_least=0.0, at_most=1e30)
-    clip_norm: float = flag(
-        0.0, "gradients of a greater norm are scaled down to it; 0: none", at_least=0.0, at_most=1e30
-    )
+    clip_norm: float = flag(0.0, "scales gradients of a greater norm down to it; 0: none", at_least=0.0, at_most=1e30)
     kl_warmup: int = flag(0, "epochs over which the weight of the KL term grows from 0 to 1", at_least=0)
     energy_annealing: int = flag(
         0, "epochs over which the temperature of log p(x, z) grows from 0.01 to 1 (Rezende & Mohamed)", at_least=0
@@ -115,9 +115,8 @@ class Config(RunFlags):
         "of the training's random numbers; threefry2x32: the same anywhere; rbg, unsafe_rbg: the device's generator",
         choices=("threefry2x32", "rbg", "unsafe_rbg"),
     )
-    nll_samples: int = flag(
-        128, "importance samples an image for the test NLL", at_least=1, at_most=100_000, evaluation=True
-    )
+    precision: str = flag("float32", "of encoder and decoder; all else is float32", choices=PRECISIONS)
+    nll_samples: int = flag(128, "importance samples an image of the NLL", at_least=1, at_most=100_000, evaluation=True)
 
 
 def main(argv: list[str]) -> None:
@@ -134,8 +133,8 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
     steps_per_epoch = check_data(config, data)
     config = with_defaults(config, steps_per_epoch)
     binarization = config.binarization
-
-    with open_run(config, "mnist", identity) as run:
+    devices = choose_devices(config, config.batch_size)
+    with open_run(config, "mnist", identity, devices) as run:
         if run.finished:
             return read_json(run.workdir / "summary.json") or {}
         for note in notes if run.new else ():
@@ -152,6 +151,7 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
             posterior=config.posterior,
             encoder=config.encoder,
             likelihood=config.likelihood,
+            precision=config.precision,
         )
         init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
         loss = shared_loss(
@@ -172,11 +172,11 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
         images = data.x_train  # static ones are drawn here, once and for every seed the same
         if binarization == "static":
             images = np.asarray(fixed_images(images, data.train_index, "train", binarization).pixels)
-        test = fixed_images(data.x_test, data.test_index, "test", binarization)
+        test = devices.replicate(fixed_images(data.x_test, data.test_index, "test", binarization))
         validation = None
         if data.x_valid is not None and data.valid_index is not None:
             validation = fixed_images(data.x_valid, data.valid_index, "valid", binarization)
-        split, watched = ("test", test) if validation is None else ("validation", validation)
+        split, watched = ("test", test) if validation is None else ("validation", devices.replicate(validation))
 
         fitted = fit(
             run,
@@ -199,7 +199,9 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
         print(f"nats are of {measured(config.likelihood, binarization)}", flush=True)
-        figures = evaluation.evaluate(vae, params, test, nll_samples=config.nll_samples)
+        evaluate, everywhere = devices.under(evaluation.evaluate), devices.replicate(params)
+        figures = evaluate(vae, everywhere, test, nll_samples=config.nll_samples)
+        test = devices.local(test)
         overall, by_class = evaluation.means(figures), evaluation.means_by_class(figures, data.y_test)
         shown: tuple[str, ...] = SHOWN
         if config.likelihood == "logistic":

@@ -2,6 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.extend.random import threefry2x32_p
+
+from planar_vae_jax import meshes
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 
@@ -21,9 +25,25 @@ def bernoulli_pixels(key: jax.Array, pixels: jax.Array) -> jax.Array:
     wide = pixels.astype(jnp.uint32)
     threshold = wide * 257 + (wide >> 7)  # 0 .. 65536
     # Two draws from each 32-bit word; jax.random.bits(dtype=uint16) takes three times as long on CPU.
-    words = jax.random.bits(key, (-(-pixels.size // 2),), jnp.uint32)
-    bits = jnp.concatenate([words & 0xFFFF, words >> 16])[: pixels.size].reshape(pixels.shape)
+    half = -(-pixels.size // 2)
+    if meshes.size() > 1 and jax.random.key_impl(key) == "threefry2x32" and half < 2**31:
+        # The two pixels of a word are half a batch apart, mostly on two devices: each computes it rather than send it.
+        position = jnp.arange(pixels.size, dtype=jnp.uint32).reshape(pixels.shape)
+        low = position < half
+        # Once: XLA would repeat what is so cheap to start in each place that needs the pixels.
+        word = lax.optimization_barrier(_words(key, jnp.where(low, position, position - half)))
+        bits = jnp.where(low, word & 0xFFFF, word >> 16)
+    else:
+        words = jax.random.bits(key, (half,), jnp.uint32)
+        bits = jnp.concatenate([words & 0xFFFF, words >> 16])[: pixels.size].reshape(pixels.shape)
     return (bits < threshold).astype(jnp.float32)
+
+
+def _words(key: jax.Array, positions: jax.Array) -> jax.Array:
+    """``jax.random.bits(key, (N,), uint32)[positions]`` of a threefry key, each computed by itself."""
+    first, second = jnp.broadcast_arrays(*jax.random.key_data(key)[:, *[None] * positions.ndim], positions)[:2]
+    high, low = threefry2x32_p.bind(first, second, jnp.zeros_like(positions), positions)
+    return high ^ low
 
 
 def binarize(key: jax.Array, pixels: jax.Array, binarization: str) -> jax.Array:

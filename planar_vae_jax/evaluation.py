@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planar_vae_jax import objectives
+from planar_vae_jax import meshes, objectives
 from planar_vae_jax.binarization import binarize_each
 from planar_vae_jax.models import VAE
 from planar_vae_jax.uncertainty import mean_and_error, means_and_errors
@@ -81,16 +81,19 @@ def unit_pixels(pixels: jax.Array) -> jax.Array:
 def map_batches(function: Callable[..., Any], arrays: tuple[jax.Array, ...], batch_size: int) -> Any:
     """``function(*batches)`` over the leading axis ``N`` of the arrays, a batch after the other on the device.
 
-    The last batch is filled up with entries seen before, whose results are dropped: each leaf is ``[N, ...]``.
+    The last batch is filled up with entries seen before, whose results are dropped: each leaf is ``[N, ...]``. Under a
+    mesh (:mod:`planar_vae_jax.meshes`) each batch is split over its devices.
     """
     size = len(arrays[0])
     if size == 0:
         return function(*arrays)
-    batch_size = max(1, min(batch_size, size))
+    devices = meshes.size()
+    batch_size = -(-max(1, min(batch_size, size)) // devices) * devices
     batches = -(-size // batch_size)
     indices = (jnp.arange(batches * batch_size) % size).reshape(batches, batch_size)
+    indices = meshes.split(indices, axis=1)
     results = jax.lax.map(lambda index: function(*(array[index] for array in arrays)), indices)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results)
+    return meshes.everywhere(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results))
 
 
 @functools.partial(jax.jit, static_argnames="vae")

@@ -18,6 +18,7 @@ from planar_vae_jax.convolutions import GatedDecoder, GatedEncoder, divisible_by
 from planar_vae_jax.distributions import PlanarFlow
 from planar_vae_jax.likelihoods import LIKELIHOODS, Likelihood, LocationScale, bounded_log_scale
 from planar_vae_jax.planar import Planar, init_planar
+from planar_vae_jax.precision import PRECISIONS, compute_in_bfloat16
 
 # log_std = LOG_STD_RANGE tanh(raw / LOG_STD_RANGE): the identity near 0, and by construction never so
 # far out that exp(log_std) or exp(-log_std) overflows or a variance becomes 0.
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "posterior": ("diagonal", "full"),
     "encoder": ("mlp", "conv"),
     "likelihood": tuple(LIKELIHOODS),
+    "precision": PRECISIONS,
 }
 
 
@@ -147,6 +149,8 @@ class Networks(nnx.Module):
     def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
         self.decode = Decoder(vae, rngs=rngs)
         self.encode = Encoder(vae, rngs=rngs)
+        if vae.precision == "bfloat16":
+            compute_in_bfloat16(self)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -172,6 +176,7 @@ class VAE:
         encoder: ``"mlp"``, or ``"conv"``: the gated convolutions of van den Berg et al. (2018), and their decoder.
         likelihood: one of ``LIKELIHOODS``.
         dtype: of all parameters and therefore of all that is computed from float32 or float64 images.
+        precision: one of ``PRECISIONS``, in which encoder and decoder are computed (:mod:`planar_vae_jax.precision`).
 
     Raises:
         ValueError: for a size that is no whole number in its range, a name that is none, an amortised flow without
@@ -190,6 +195,7 @@ class VAE:
     posterior: str = "diagonal"
     encoder: str = "mlp"
     likelihood: str = "bernoulli"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", tuple(self.image_shape))

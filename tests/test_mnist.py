@@ -77,7 +77,7 @@ def numbers(tree):
         ("--objective=reconstruction",),
         ("--objective=iwae", "--train_samples=3", "--amortized"),
         ("--binarization=static", "--h=softsign", "--kl_warmup=1"),
-        ("--binarization=threshold", "--energy_annealing=2", "--prng=rbg"),
+        ("--binarization=threshold", "--energy_annealing=2", "--prng=rbg", "--precision=bfloat16"),
     ],
     ids=" ".join,
 )

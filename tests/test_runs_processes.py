@@ -67,6 +67,15 @@ def test_a_process_stopped_by_a_signal_goes_on(tmp_path, whole, number):
     assert result(tmp_path) == whole
 
 
+def test_a_time_limit_is_as_sigterm(tmp_path, whole):
+    process = Process(tmp_path, "--pause=3", "--max_seconds=8")  # the reports alone take longer
+    assert process.end() == 143
+    assert "stopped by --max_seconds=8" in process.said
+    assert "run the same command again to go on" in process.said
+    start(tmp_path)
+    assert result(tmp_path) == whole
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     process = Process(tmp_path, "--pause=2", "--epochs=2")
     process.until("epoch 1/2")  # and the next report takes two seconds

@@ -11,14 +11,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from planar_vae_jax import optimizers, training
+from planar_vae_jax import meshes, optimizers, training
 
 CACHE_BYTES = 2**29  # of compiled programs that are kept
 
-train_steps = jax.jit(training.train_steps, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
 averaged_params = jax.jit(optimizers.averaged_params)
 evaluation_params = jax.jit(optimizers.evaluation_params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # nothing is donated: a call may be repeated
+def train_steps(
+    loss: training.Loss,
+    optimizer: optax.GradientTransformation,
+    state: Any,
+    info: Any,
+    data: Any,
+    order: Any,
+    *rest: Any,
+) -> tuple[training.TrainState, training.StepInfo]:
+    """:func:`training.train_steps`; under a mesh, batches are split over its devices and all else is whole on each."""
+    order = jax.tree.map(lambda leaf: meshes.split(leaf, axis=1), order)
+    return meshes.everywhere(training.train_steps(loss, optimizer, state, info, data, order, *rest))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -30,10 +45,11 @@ def begin_epoch(
     if size is None:
         return None, steps_key
     assert batch_size is not None
-    return training.epoch_order(order_key, size, batch_size)[:steps], steps_key
+    return meshes.everywhere((training.epoch_order(order_key, size, batch_size)[:steps], steps_key))
 
 
-def take_batch(data: Any, order: Any, position: int) -> Any:
+@jax.jit
+def take_batch(data: Any, order: Any, position: jax.Array | int) -> Any:
     """What a step of the epoch is given."""
     return None if data is None else jax.tree.map(lambda leaf: leaf[order[position]], data)
 

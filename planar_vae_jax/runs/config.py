@@ -44,6 +44,7 @@ def flag(
     resumable: bool = False,
     evaluation: bool = False,
     named: bool = False,
+    machine: bool = False,
     default_before: Any = _SAME,
 ) -> Any:
     """A dataclass field that is a flag.
@@ -55,10 +56,11 @@ def flag(
         resumable: another value does not make another run: a run may go on with it.
         evaluation: another value may be given with ``--eval_only``.
         named: the default folder's name holds it even at its default.
+        machine: of where a run computes, not of the run: what it was begun with is no default for later.
         default_before: what it was to runs that were begun when there was no such flag; default: ``default``.
     """
     check = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
-    kind = {"resumable": resumable, "evaluation": evaluation, "named": named}
+    kind = {"resumable": resumable, "evaluation": evaluation, "named": named, "machine": machine}
     before = default if default_before is _SAME else default_before
     return dataclasses.field(default=default, metadata={"help": help, "default_before": before, **check, **kind})
 
@@ -194,16 +196,12 @@ class RunFlags:
     checkpoint_every: int = flag(
         1, "lines of metrics.jsonl between checkpoints; there is one at the end", at_least=1, resumable=True
     )
-    eval_only: bool = flag(
-        False,
-        "recompute figures and pictures of the run in --workdir from a checkpoint; its flags are read from there",
-        resumable=True,
+    max_seconds: float = flag(
+        None, "as SIGTERM after so long: save and stop; the same command goes on", above=0.0, resumable=True
     )
+    eval_only: bool = flag(False, "figures again, of the run in --workdir with its flags", resumable=True)
     checkpoint: str = flag(
-        None,
-        "the one that --eval_only takes; best: lowest validation loss; default: latest, or best with --patience",
-        choices=("latest", "best"),
-        resumable=True,
+        None, "of --eval_only; default: latest, or best with --patience", choices=("latest", "best"), resumable=True
     )
 
 
@@ -231,7 +229,7 @@ def parse_run(config_class: type[RunConfig], argv: Sequence[str], doc: str, expe
     if stored is None:
         raise UsageError(f"--eval_only needs a run; --workdir={config.workdir} holds none")
     of_every_run = {field.name for field in dataclasses.fields(RunFlags)}
-    own = [field for field in dataclasses.fields(config) if field.name not in of_every_run]
+    own = [f for f in dataclasses.fields(config) if f.name not in of_every_run and not f.metadata["machine"]]
     wanted = own if config.eval_only else [field for field in own if field.name not in stored["flags"]]
     defaults = {field.name: flag_of_run(stored, field) for field in wanted}
     return dataclasses.replace(parse(config_class, argv, doc, defaults), workdir=config.workdir)

@@ -1,15 +1,17 @@
 """What a run says: its progress, its figures, its warnings, its end; all readable in 80 columns."""
 
 import io
+import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from planar_vae_jax.runs import compiled, signals
+from planar_vae_jax.runs import compiled, processes, signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.uncertainty import with_error
@@ -29,28 +31,44 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     compiled.keep_programs()
     try:
         main(sys.argv[1:])
+        processes.leave()
     except UsageError as error:
         _exit(2, f"error: {error}")
     except (RunError, OSError) as error:
         _exit(1, f"error: {error}")
     except signals.Stopped as stopped:
         _exit(128 + stopped.number, str(stopped))
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        words = ("RESOURCE_EXHAUSTED", "Out of memory")  # the latter alone where the device finds out as it computes
-        if isinstance(error, jax.errors.JaxRuntimeError) and not any(word in str(error) for word in words):
+    except Exception as error:
+        if processes.is_of_others(error):
+            _exit(1, f"error: {processes.LOST}")
+        if isinstance(error, MemoryError) or _is_out_of_memory(error):
+            _exit(1, f"error: out of memory; try smaller sizes ({' '.join(str(error).split())[:200]})")
+        if processes.count() == 1:
             raise
-        _exit(1, f"error: out of memory; try smaller sizes ({' '.join(str(error).split())[:200]})")
+        traceback.print_exc()  # at the interpreter's end JAX would wait for the others
+        os._exit(1)
     signals.ignore()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("RESOURCE_EXHAUSTED", "Out of memory")  # the latter alone where the device finds out as it computes
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in words)
 
 
 def _exit(status: int, text: str) -> None:
     signals.ignore()
     print(text, file=sys.stderr, flush=True)
+    if status != 1:
+        processes.leave()
+    elif processes.count() > 1:  # the others may not know yet: nobody waits for them
+        os._exit(status)
     sys.exit(status)
 
 
 def warn(text: str) -> None:
-    """Shows a warning on stderr, whatever the terminal's log level: its lines, wrapped."""
+    """Shows a warning on stderr, whatever the terminal's log level: its lines, wrapped; by process 0."""
+    if processes.index():
+        return
     wrap = textwrap.TextWrapper(WIDTH - 1, break_on_hyphens=False, break_long_words=False).wrap  # paths stay whole
     lines = [wrapped for line in text.split("\n") for wrapped in wrap(line) or [""]]
     tqdm.write("\n".join(["", *lines, ""]), file=sys.stderr)
@@ -62,7 +80,8 @@ class Progress:
 
     def __init__(self, total: int, unit: str, done: int = 0):
         form = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
-        self._bar = tqdm(total=total, initial=done, desc=unit, bar_format=form, disable=None, dynamic_ncols=True)
+        disable = True if processes.index() else None  # None: where there is no terminal
+        self._bar = tqdm(total=total, initial=done, desc=unit, bar_format=form, disable=disable, dynamic_ncols=True)
         self._done, self._total, self._unit = done, total, unit
 
     def update(self, done: int, values: Mapping[str, float | None]) -> None:

@@ -3,10 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 _UNFINISHED = ".unfinished-"
 
@@ -155,3 +157,11 @@ def finite(content: Any) -> Any:
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     return content
+
+
+def write_failure(folder: Path, arrays: Mapping[str, Any], facts: dict[str, Any]) -> None:
+    """``state.npz`` and ``failure.json``: what a training was at when it went wrong."""
+    folder.mkdir(exist_ok=True)
+    with replacing(folder / "state.npz") as temporary:
+        np.savez(temporary, **arrays)
+    write_json(folder / "failure.json", facts)

@@ -13,12 +13,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import compiled, leaves, signals
+from planar_vae_jax.runs import compiled, leaves, processes, signals
 from planar_vae_jax.runs.checkpoints import Checkpoints
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
@@ -28,10 +27,10 @@ from planar_vae_jax.runs.files import (
     append_json_line,
     cut_json_lines,
     finite,
-    replacing,
-    write_json,
+    write_failure,
 )
 from planar_vae_jax.runs.folder import RunFolder
+from planar_vae_jax.runs.shared import SharedCheckpoints
 from planar_vae_jax.runs.stopping import EarlyStopping, best_state, stored_state
 from planar_vae_jax.uncertainty import means_and_errors
 
@@ -110,11 +109,13 @@ def fit(
     if run.eval_only:
         chosen = stored_state(run, epochs, params, early)
         return Fitted(chosen.params, None, chosen.lines, chosen.epoch, early.over(chosen.lines))
-    with Checkpoints(
+    own = Checkpoints(
         run.workdir / "checkpoints", keep=run.config.keep, warn=warn, check=_check_finite, name=epochs.name
-    ) as checkpoints:
+    )
+    with SharedCheckpoints(own) as checkpoints:
         loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints, early)
         loop.begin_or_go_on()
+        report = run.devices.under(report)
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
             while loop.done.epoch < epochs.number and not early.over(loop.lines):
                 loop.train_epoch()
@@ -125,11 +126,12 @@ def fit(
                 loop.stop_if_asked()
             checkpoints.wait()
         loop.stop_if_asked()
+    last, state = run.devices.local((loop.evaluated(), loop.state))
     if not patience:
-        return Fitted(loop.evaluated(), loop.state, loop.lines, loop.done.epoch, False)
+        return Fitted(last, state, loop.lines, loop.done.epoch, False)
     best, epoch = best_state(run, params)
     print(f"best {score}: after {epochs.name(epochs.end(epoch))} of {epochs.name(loop.step)}", flush=True)
-    return Fitted(best, loop.state, loop.lines, epoch, early.over(loop.lines))
+    return Fitted(best, state, loop.lines, epoch, early.over(loop.lines))
 
 
 class _Loop:
@@ -145,23 +147,27 @@ class _Loop:
         key: jax.Array,
         data: Any,
         sizes: tuple[int | None, int | None],
-        checkpoints: Checkpoints,
+        checkpoints: SharedCheckpoints,
         early: EarlyStopping,
     ):
         self.run, self.epochs, self.checkpoints, self.early = run, epochs, checkpoints, early
+        self.devices = run.devices
         self.done = Done()
         self.lines: list[dict[str, Any]] = []
         self.saved: int | None = None  # the newest checkpoint's step
-        self.initial, self.key = params, key
-        self.state = training.init_state(params, optimizer)
-        self.data = jax.tree.map(jnp.asarray, data)
+        params, key = processes.arrays_of_first((params, key))
+        state = training.init_state(params, optimizer)
+        self.initial, self.key, self.state, self.data = self.devices.replicate((params, key, state, data))
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
-        self._begin = functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch)
-        self._steps = functools.partial(compiled.train_steps, loss, optimizer)
-        self.order, self.steps_key = self._begin(key, 0)
+        under = self.devices.under
+        self._begin = under(functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch))
+        self._steps = under(functools.partial(compiled.train_steps, loss, optimizer))
+        self.order, self.steps_key = self._begin(self.key, 0)
         batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
-        self.empty = training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
+        self.empty = self.devices.replicate(
+            training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
+        )
         self.info = self.empty
 
     @property
@@ -181,7 +187,8 @@ class _Loop:
         """From the newest whole checkpoint, if there is one; the lines of metrics after it are cut off."""
         found = self.checkpoints.restore(self.tree())
         if found is not None:
-            self.state, self.info, self.key = (found.tree[name] for name in ("state", "info", "key"))
+            stored = self.devices.replicate(found.tree)
+            self.state, self.info, self.key = (stored[name] for name in ("state", "info", "key"))
             self.done = Done(**{name: found.meta[name] for name in vars(self.done)})  # it may hold more
             self.saved = found.step
         if self.step > self.epochs.steps:
@@ -190,7 +197,7 @@ class _Loop:
                 f"{asked} is less than the run in {self.run.workdir} has done, {self.epochs.name(self.step)}; name "
                 "another --workdir, or draw the figures of this one by --eval_only"
             )
-        self.lines = cut_json_lines(self.metrics, self.done.epoch)
+        self.lines = processes.on_first(cut_json_lines, self.metrics, self.done.epoch)
         self.checkpoints.begin_to_write()
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
 
@@ -201,7 +208,8 @@ class _Loop:
         stop = self.epochs.length(self.done.epoch)
         while self.done.position < stop:
             self.stop_if_asked()
-            self._train(self.done.position, self.pace.end(self.done.position, stop))
+            end = processes.of_first(self.pace.end(self.done.position, stop))
+            self._train(self.done.position, end)
 
     def _train(self, start: int, stop: int) -> None:
         """One call of what is compiled; where a step is not finite, it is made again without that step."""
@@ -229,7 +237,7 @@ class _Loop:
         number = {self.epochs.unit: self.epochs.done(done.epoch + 1)}
         numbers = {name: None if value is None else float(value) for name, value in line.items()}
         whole = finite({**number, **numbers, "seconds": done.epoch_seconds})
-        append_json_line(self.metrics, whole)
+        processes.on_first(append_json_line, self.metrics, whole)
         self.lines.append(whole)
         self.done = Done(done.epoch + 1, seconds=done.seconds)
         due = self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number
@@ -249,7 +257,7 @@ class _Loop:
 
     def stop_if_asked(self) -> None:
         """Saves and raises, if a signal has asked to stop."""
-        number = signals.requested()
+        number = processes.of_any(signals.requested())
         if number is not None:
             self.save()
             self.checkpoints.wait()
@@ -269,16 +277,15 @@ class _Loop:
             what, before = f"a parameter is not finite after {name(self.step)}", ""
         else:
             arrays["batch"], before = compiled.take_batch(self.data, self.order, position), " before that step"
-            facts |= {"loss": str(self.info.loss[position]), "gradient_norm": str(self.info.gradient_norm[position])}
-            which = "gradient" if np.isfinite(self.info.loss[position]) else "loss"
+            loss, norm = np.asarray(self.info.loss), np.asarray(self.info.gradient_norm)
+            facts |= {"loss": str(loss[position]), "gradient_norm": str(norm[position])}
+            which = "gradient" if np.isfinite(loss[position]) else "loss"
             where = f"step {position + 1} of epoch {self.done.epoch + 1}, " if self.epochs.unit == "epoch" else ""
             what = f"the {which} of {where}step {self.step + 1} of the run, is not finite"
-        folder.mkdir(exist_ok=True)
-        with replacing(folder / "state.npz") as temporary:
-            np.savez(temporary, **leaves.plain(arrays))  # type: ignore[arg-type]
         self.checkpoints.wait()
         good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint: {name(self.saved)}"
-        write_json(folder / "failure.json", {"what": what, **facts, "last_good_checkpoint": self.saved})
+        facts = {"what": what, **facts, "last_good_checkpoint": self.saved}
+        processes.on_first(write_failure, folder, leaves.plain(self.devices.local(arrays)), facts)
         return RunError(
             f"{what}; {good}; {folder} holds the state{before}; a lower --learning_rate or --clip_norm=1 may help, "
             "with --overwrite"

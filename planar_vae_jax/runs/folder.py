@@ -9,35 +9,31 @@ with open_run(config, "mnist", identity) as run:    # compares flags and data, l
 """
 
 import dataclasses
-import importlib.metadata
-import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import filelock
-import jax
 
-from planar_vae_jax.runs import signals
+from planar_vae_jax.runs import processes, signals
 from planar_vae_jax.runs.config import (
     LAYOUT,
     RunFlags,
     UsageError,
-    as_json,
     default_workdir,
     flag_of_run,
     read_config,
     shown,
 )
 from planar_vae_jax.runs.console import warn
+from planar_vae_jax.runs.description import common, describe, shown_data
+from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
 from planar_vae_jax.runs.files import RunError, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.lock import expand, locked, make
 
 # What a folder holds that holds a run, or what is left of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
-_PACKAGES = ("planar_vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 class RunFolder:
@@ -47,22 +43,25 @@ class RunFolder:
         workdir: where figures and ``summary.json`` go.
         config: the run's flags.
         new: whether the run begins now.
+        devices: what it computes on.
         finished: whether there is nothing left to do.
     """
 
-    def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None):
+    def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices):
         """Looks at the folder, and writes nothing.
 
         Raises:
             UsageError: see :func:`open_run`.
         """
         self.config = config
+        self.devices = devices
         self._named = config.workdir or default_workdir(config, experiment)
         self.workdir = expand(self._named)
-        self._description = _describe(config, experiment, data)
+        self._description = describe(config, experiment, data, devices)
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
-        self._look()
+        processes.check_same(common(self._description))
+        self._stored, self.finished = processes.on_first(self._look)
 
     @property
     def eval_only(self) -> bool:
@@ -80,23 +79,24 @@ class RunFolder:
 
     def save_figure(self, name: str, figure: Any) -> None:
         """Writes a matplotlib figure as ``name`` in the folder."""
-        with replacing(self.workdir / name) as temporary:
-            figure.savefig(temporary)
+        if processes.index() == 0:
+            with replacing(self.workdir / name) as temporary:
+                figure.savefig(temporary)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``, by which the run is finished, and says where everything is."""
-        write_json(self.workdir / "summary.json", summary)
+        processes.on_first(write_json, self.workdir / "summary.json", summary)
         print(f"figures and summary.json are in {self.workdir}", flush=True)
 
     def go_on(self, seconds: float, where: str | None) -> None:
-        """The training goes on; the files that say otherwise are brought to that.
+        """The training goes on; the files that say otherwise are brought to that (by process 0).
 
         Args:
             seconds: spent so far.
             where: it goes on from, in words; ``None`` at its beginning.
         """
         self._earlier = seconds
-        if self._stored is None:
+        if self._stored is None or processes.index():
             return
         print(f"going on in {self.workdir} {where or 'from the beginning'}", flush=True)
         (self.workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run, or damaged
@@ -117,14 +117,17 @@ class RunFolder:
         free = [field for field in dataclasses.fields(self.config) if field.metadata["evaluation"]]
         if not final or any(flags[field.name] != flag_of_run(stored, field) for field in free):
             self.workdir = self.workdir / name
-            make(self.workdir, str(self.workdir))
-            remove_unfinished(self.workdir)
+            processes.on_first(self._make_ready)
         print(f"writing to {self.workdir}: figures of {name.replace('-', ' ')}", flush=True)
+
+    def _make_ready(self) -> None:
+        make(self.workdir, str(self.workdir))
+        remove_unfinished(self.workdir)
 
     # --- For open_run
 
-    def _look(self) -> None:
-        """Compares what is there with this run; nothing is written."""
+    def _look(self) -> tuple[dict[str, Any] | None, bool]:
+        """Compares what is there with this run, and returns it and whether it is finished; nothing is written."""
         self._stored = None if self.config.overwrite else self._stored_run()
         self.finished = self._stored is not None and not self.eval_only and self._is_finished()
         layout = LAYOUT if self._stored is None else self._stored.get("layout", 1)
@@ -133,22 +136,30 @@ class RunFolder:
                 f"--workdir={self._named} holds a run of version 0.1, whose figures were defined otherwise: it cannot "
                 "go on; name another, or move it aside by --overwrite (--eval_only still reads it)"
             )
+        return self._stored, self.finished
 
-    def _take(self) -> None:
-        """Locks the folder and writes into it that this run is there."""
+    def _take(self) -> tuple[dict[str, Any] | None, bool]:
+        """Locks the folder and writes into it that this run is there; returns what :meth:`_look` does."""
         make(self.workdir, self._named)
         self._lock = locked(self.workdir, self._named)
         self._look()  # it may have changed until then
         remove_unfinished(self.workdir)
         if self._stored is not None:
             self._compare_machine(self._stored)
-            return
+            return self._stored, self.finished
         if self.config.overwrite:  # again, that would begin afresh again
             signals.advice = "run the same command without --overwrite to go on"
             if any((self.workdir / name).exists() for name in _TRACES):
                 self._move_aside()
         write_json(self.workdir / "config.json", self._description)
         print(f"writing to {self.workdir}", flush=True)
+        return None, False
+
+    def _tell_devices(self) -> None:
+        print(f"computing on {self.devices}", flush=True)
+        missing = missing_accelerator()
+        if missing is not None:
+            warn(missing)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -196,7 +207,7 @@ class RunFolder:
                 differences.append(f"--{field.name}: {shown(there)} there, {shown(here)} here")
         there, here = stored.get("data"), ours["data"]
         if there and here and (there["name"], there["crc32"]) != (here["name"], here["crc32"]):
-            differences.append(f"other data: {_shown_data(there)} there, {_shown_data(here)} here")
+            differences.append(f"other data: {shown_data(there)} there, {shown_data(here)} here")
         return differences
 
     def _is_finished(self) -> bool:
@@ -245,58 +256,34 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(config: RunFlags, experiment: str, data: dict[str, Any] | None = None) -> Iterator[RunFolder]:
+def open_run(
+    config: RunFlags, experiment: str, data: dict[str, Any] | None = None, devices: Devices | None = None
+) -> Iterator[RunFolder]:
     """The folder of a run; of one that is not finished, this process's alone until the end.
 
     Args:
         config: ``config.workdir`` names the folder.
         experiment: the run is of.
         data: what tells its data from others: ``name``, ``source``, ``crc32``; ``None``: it has none.
+        devices: what it computes on (:func:`planar_vae_jax.runs.devices.choose_devices`); ``None``: one device.
 
     Raises:
         UsageError: the folder cannot be written, another process has it, or it holds another run, or none where one is
             needed. Nothing is left there then.
     """
-    run = RunFolder(config, experiment, data)
+    run = RunFolder(config, experiment, data, devices or one_device())
     try:
         if not run.finished:
-            run._take()
+            run._stored, run.finished = processes.on_first(run._take)
+            run._tell_devices()
         if run.finished:
             run._say_finished()
-        yield run
+        with signals.time_limit(config.max_seconds):
+            yield run
     finally:
         run._release()
 
 
 def is_finished(config: RunFlags, experiment: str, data: dict[str, Any] | None = None) -> bool:
     """Whether nothing is left to do of a run; looks, writes and says nothing. UsageError: the folder holds another."""
-    return RunFolder(config, experiment, data).finished
-
-
-def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None) -> dict[str, Any]:
-    """The contents of ``config.json``: every flag, the versions, the device, the data."""
-    device = jax.devices()[0]
-    return {
-        "layout": LAYOUT,
-        "experiment": experiment,
-        "flags": {name: as_json(value) for name, value in dataclasses.asdict(config).items()},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "cpus": os.cpu_count(),
-        },
-        "data": data,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a clone that is not installed
-        return None
-
-
-def _shown_data(data: dict[str, Any]) -> str:
-    return f"{data['name']} from {data['source']} (CRC-32 {data['crc32']:08x})"
+    return RunFolder(config, experiment, data, one_device()).finished

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _lock = threading.Lock()  # of the two that follow
 _finishing = False
 _requested: int | None = None
+_began = time.monotonic()
+_late: str | None = None  # the flag whose time is over
 
 
 class Stopped(Exception):
@@ -30,7 +33,9 @@ class Stopped(Exception):
 
 
 def name(number: int) -> str:
-    """``SIGTERM`` or ``Ctrl-C``."""
+    """``SIGTERM`` or ``Ctrl-C``, or what has asked in the place of the former."""
+    if number == signal.SIGTERM and _late is not None:
+        return _late
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
@@ -55,6 +60,27 @@ def ignore() -> None:
 def requested() -> int | None:
     """The signal that asked to stop since :func:`finishing` began, if any did."""
     return _requested
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """As SIGTERM, so many seconds after the start of the process."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(max(0.0, _began + seconds - time.monotonic()), _time_is_over, (seconds,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _time_is_over(seconds: float) -> None:
+    global _late
+    _late = f"--max_seconds={seconds:g}"
+    _receive(signal.SIGTERM)
 
 
 @contextmanager

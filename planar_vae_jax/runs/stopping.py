@@ -10,6 +10,7 @@ from planar_vae_jax.runs.epochs import Epochs
 from planar_vae_jax.runs.files import read_json_lines
 from planar_vae_jax.runs.folder import RunFolder
 from planar_vae_jax.runs.reading import CheckpointError, NoCheckpointError, Stored
+from planar_vae_jax.runs.shared import read_together
 
 Lines = Sequence[dict[str, Any]]
 
@@ -45,8 +46,12 @@ class Chosen(NamedTuple):
 
 def best_state(run: RunFolder, like: Any) -> tuple[Any, int]:
     """The parameters of the checkpoint with the lowest score, and the epochs done then."""
-    found = _read(run, "best")
-    return _params(run, found, like), _epochs_done(found)
+
+    def read() -> tuple[Any, int]:
+        found = _read(run, "best")
+        return _params(run, found, like), _epochs_done(found)
+
+    return read_together(read, like)
 
 
 def stored_state(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping) -> Chosen:
@@ -56,6 +61,12 @@ def stored_state(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping
         UsageError: there is no such checkpoint, or it is of no whole epoch.
         CheckpointError: it is damaged, or of another model.
     """
+    params, facts = read_together(lambda: _stored(run, epochs, like, early), like)
+    run.evaluate_into(epochs.folder(facts["step"]), facts["final"], facts["seconds"])
+    return Chosen(params, facts["epoch"], facts["lines"])
+
+
+def _stored(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping) -> tuple[Any, dict[str, Any]]:
     which, workdir = run.config.checkpoint or ("best" if early.patience else "latest"), run.workdir
     if which == "best" and early.score is None:
         raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
@@ -75,8 +86,9 @@ def stored_state(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping
     final = newest.step == epochs.steps or early.over(lines)
     if early.patience:
         final = final and which == "best"  # then its figures are of that one
-    run.evaluate_into(epochs.folder(found.step), final, (newest if final else found).meta["seconds"])
-    return Chosen(params, done, lines if final else lines[:done])
+    seconds = (newest if final else found).meta["seconds"]
+    kept = lines if final else lines[:done]
+    return params, {"step": found.step, "final": final, "seconds": seconds, "epoch": done, "lines": kept}
 
 
 def _read(run: RunFolder, which: str) -> Stored:

@@ -1,0 +1,204 @@
+"""What a training step and its kin become on TPU slices, compiled on a machine without a TPU; nothing is run.
+
+    pip install -e '.[experiments,tpu]'          # libtpu, of the version that fits jax
+    python -m benchmarks.tpu_compile             # the table of docs/scaling.md
+    python -m benchmarks.tpu_compile --slices=v5e:2x4 --programs="train K=5" --json
+
+A row is a program, compiled for a slice with a global batch: the chips, operations and bytes of memory traffic of a
+chip and step as XLA counts them, all-reduces of a step with the bytes that they sum, other exchanges, and the memory
+that a chip needs. The body of the loop over steps is counted once.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from planar_vae_jax import PlanarFlow, evaluation, init_planar, meshes, training
+from planar_vae_jax.evaluation import Images
+from planar_vae_jax.losses import vae_loss
+from planar_vae_jax.models import VAE
+from planar_vae_jax.optimizers import make_optimizer
+from planar_vae_jax.runs import compiled
+
+SLICES = ("v5e:1x1", "v5e:2x4", "v5e:8x8", "v5e:16x16")
+IMAGES, STEPS = 60_000, 8
+_SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "u8": 1, "pred": 1, "u16": 2, "s8": 1, "f64": 8}
+_EXCHANGES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+# Otherwise libtpu asks a metadata server that is not there.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody has a chip of its own here
+}
+
+Row = dict[str, Any]
+
+
+def missing() -> str | None:
+    """Why nothing can be compiled for TPUs here, or ``None``."""
+    return None if importlib.util.find_spec("libtpu") else "libtpu is not installed (the extra `tpu` brings it)"
+
+
+@functools.cache
+def slice_mesh(name: str) -> Mesh:
+    """The chips of a slice that is not there: ``"v5e:2x4"`` has 8, of 2 hosts."""
+    from jax.experimental import topologies
+
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
+    return meshes.data_mesh(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+
+
+# --- Programs: each takes the batch and gives a function and the shapes of its arguments.
+
+
+def train(batch: int, optimizer: str = "schedule_free", **sizes: Any) -> tuple[Callable[..., Any], Any]:
+    """The piece of an epoch that ``experiments.mnist`` calls."""
+    vae = VAE((28, 28), **sizes)
+    loss, method = vae_loss(vae, "elbo", "dynamic"), make_optimizer(optimizer, learning_rate=8e-3, warmup_steps=9)
+
+    def arguments() -> Any:
+        key = jax.random.key(0)
+        state = training.init_state(vae.init(key), method)
+        one = jax.ShapeDtypeStruct((batch, 28, 28), jnp.uint8)
+        info = training.empty_info(loss, method, state, one, key, STEPS)
+        images, order = jnp.zeros((IMAGES, 28, 28), jnp.uint8), jnp.zeros((STEPS, batch), jnp.int32)
+        return state, info, images, order, key, jnp.int32(0), jnp.int32(STEPS)
+
+    return functools.partial(compiled.train_steps, loss, method), jax.eval_shape(arguments)
+
+
+def evaluate(batch: int, samples: int = 0, **sizes: Any) -> tuple[Callable[..., Any], Any]:
+    """Figures of ``batch`` test images; with ``samples``, their importance-sampled NLL."""
+    vae = VAE((28, 28), **sizes)
+
+    def function(params: Any, images: Images) -> Any:
+        if samples:
+            return evaluation.marginal_likelihood(vae, params, images, samples=samples)
+        return evaluation.free_energy_terms(vae, params, images)
+
+    def arguments() -> Any:
+        keys = jax.random.split(jax.random.key(0), batch)
+        return vae.init(jax.random.key(0)), Images(jnp.zeros((batch, 28, 28), jnp.uint8), keys)
+
+    return function, jax.eval_shape(arguments)
+
+
+def inverse(batch: int, flow_length: int, dim: int) -> tuple[Callable[..., Any], Any]:
+    """Value and gradient of a log-density, by the inverse."""
+
+    def function(flow: PlanarFlow, points: jax.Array) -> Any:
+        return jax.value_and_grad(lambda flow: -jnp.mean(flow.log_prob(meshes.split(points))))(flow)
+
+    def arguments() -> Any:
+        flow = PlanarFlow(init_planar(jax.random.key(0), flow_length, dim), jnp.zeros(dim), jnp.zeros(dim))
+        return flow, jnp.zeros((batch, dim))
+
+    return function, jax.eval_shape(arguments)
+
+
+PROGRAMS: dict[str, Callable[[int], tuple[Callable[..., Any], Any]]] = {
+    "train K=0": functools.partial(train, flow_length=0),
+    "train K=5": functools.partial(train, flow_length=5),
+    "train K=80": functools.partial(train, flow_length=80),
+    "train K=5 amortised": functools.partial(train, flow_length=5, amortized=True),
+    "train K=80 amortised": functools.partial(train, flow_length=80, amortized=True),
+    "train K=5 bfloat16": functools.partial(train, flow_length=5, precision="bfloat16"),
+    "evaluation K=5": functools.partial(evaluate, flow_length=5),
+    "NLL K=5": functools.partial(evaluate, flow_length=5, samples=128),
+    "inverse K=15 D=2": functools.partial(inverse, flow_length=15, dim=2),
+    "inverse K=5 D=40": functools.partial(inverse, flow_length=5, dim=40),
+}
+
+
+# --- Compiling
+
+
+def compile_for(slice_name: str, program: str, batch: int) -> Any:
+    """A program, compiled for all chips of a slice."""
+    mesh = slice_mesh(slice_name)
+    function, shapes = PROGRAMS[program](batch)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(*placed).compile()
+
+
+def measure(slice_name: str, program: str, batch: int) -> Row:
+    """A row: see the module's text."""
+    done = compile_for(slice_name, program, batch)
+    text, cost, memory = done.as_text(), done.cost_analysis(), done.memory_analysis()
+    reduced = exchanges(text, "all-reduce")
+    return {
+        "slice": slice_name,
+        "chips": slice_mesh(slice_name).size,
+        "program": program,
+        "batch": batch,
+        "operations": cost["flops"],
+        "bytes": cost.get("bytes accessed", 0.0),
+        "all_reduces": len(reduced),
+        "all_reduce_bytes": sum(reduced),
+        "other_exchanges": {kind: found for kind in _EXCHANGES if (found := exchanges(text, kind))},
+        "memory": memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes,
+        "float64": "f64[" in text,
+    }
+
+
+def exchanges(text: str, kind: str) -> list[int]:
+    """The bytes of each exchange of a kind in compiled text."""
+    found = re.findall(rf"= (.*?) {kind}(?:-start)?\(", text)
+    return [sum(_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", one)) for one in found]
+
+
+def _bytes(dtype: str, shape: str) -> int:
+    return _SIZES.get(dtype, 4) * int(np.prod([int(size) for size in shape.split(",") if size], dtype=np.int64))
+
+
+def main() -> None:
+    """Prints the table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slices", default=",".join(SLICES))
+    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument("--batches", default="16,32", help="examples of a step on each chip")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each row")
+    options = parser.parse_args()
+    reason = missing()
+    if reason:
+        raise SystemExit(reason)
+    jax.config.update("jax_platforms", "cpu")  # what runs here; TPUs are only compiled for
+    for slice_name in options.slices.split(","):
+        for program in options.programs.split(","):
+            for each in map(int, options.batches.split(",")):
+                row = measure(slice_name, program, each * slice_mesh(slice_name).size)
+                print(json.dumps(row) if options.json else _text(row), flush=True)
+
+
+def _text(row: Row) -> str:
+    cells = (
+        row["slice"],
+        row["program"],
+        f"{row['batch']}",
+        f"{row['operations'] / 1e6:.1f}",
+        f"{row['bytes'] / 1e6:.1f}",
+        f"{row['all_reduces']} ({row['all_reduce_bytes'] / 1e6:.2f} MB)",
+        f"{row['memory'] / 1e6:.0f} MB",
+        ", ".join(f"{kind} {sum(found) / 1e6:.2f} MB" for kind, found in row["other_exchanges"].items()) or "-",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
