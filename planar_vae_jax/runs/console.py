@@ -1,7 +1,6 @@
 """What a run says: its progress, its figures, its warnings, its end; all readable in 80 columns."""
 
 import io
-import os
 import sys
 import textwrap
 import traceback
@@ -46,7 +45,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         if processes.count() == 1:
             raise
         traceback.print_exc()  # at the interpreter's end JAX would wait for the others
-        os._exit(1)
+        processes.end()
     signals.ignore()
 
 
@@ -61,7 +60,7 @@ def _exit(status: int, text: str) -> None:
     if status != 1:
         processes.leave()
     elif processes.count() > 1:  # the others may not know yet: nobody waits for them
-        os._exit(status)
+        processes.end()
     sys.exit(status)
 
 

@@ -12,8 +12,8 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from planar_vae_jax.runs import native_errors
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
 
@@ -31,10 +32,9 @@ LOST = "another process of this run has ended; run the same command again in all
 _OF_OTHERS = re.compile(
     r"gloo|closed by peer|connection reset|coordination|distributed service|heartbeat|barrier", re.I
 )
-_NOISE = re.compile(rb"coordination_service|distributed service|preemption_sync_manager|client\.h:\d+\]")
 
 _index, _count = 0, 1
-_lost = LOST  # what an abort means now
+_listener: Any = None  # to what C++ writes on stderr
 _abort_handler: Any = None  # ctypes calls it for as long as the process lives
 
 
@@ -59,16 +59,16 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     Raises:
         UsageError: for arguments that do not fit each other; or JAX has computed already.
     """
-    global _index, _count, _lost, _abort_handler
+    global _index, _count, _abort_handler
     if _count > 1 or not (_given(coordinator, num_processes, process_id) or _of_a_cluster()):
         return
-    _lost = (
+    _hear_native_errors()
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os._exit(1))  # with the text of _when_ended
+    ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler)  # Python's handler would be too late
+    _when_ended(
         f"not all of the {num_processes or ''} processes came within {JOIN_SECONDS} s; see that all are started, with "
         f"one --coordinator ({coordinator}) that can be reached from each"
     )
-    _hear_native_errors()
-    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: end(_lost))
-    ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler)  # JAX's runtime aborts; Python's handler would be too late
     handler = signal.getsignal(signal.SIGTERM)
     with contextlib.suppress(AttributeError):  # JAX 0.7 has no such option
         jax.config.update("jax_enable_preemption_service", False)
@@ -83,7 +83,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         _index, _count = jax.process_index(), jax.process_count()
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"--coordinator: the processes cannot be joined: {' '.join(str(error).split())}") from error
-    _lost = LOST
+    _when_ended(LOST)
     signal.signal(signal.SIGTERM, handler)  # ours again: JAX may have taken it
     if _index:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # until the end
@@ -120,12 +120,12 @@ def leave() -> None:
     if _count > 1:
         jax.distributed.shutdown()
         _count = 1
+        _when_ended("")
 
 
-def end(text: str) -> None:
-    """Ends this process alone, wherever its threads are; the others will notice."""
-    sys.stderr.write(f"\nerror: {text}\n")
-    sys.stderr.flush()
+def end() -> None:
+    """Ends this process alone, with status 1, once it has said why; the others will notice."""
+    _when_ended("")
     os._exit(1)
 
 
@@ -135,20 +135,22 @@ def is_of_others(error: Exception) -> bool:
 
 
 def _hear_native_errors() -> None:
-    """What C++ writes on stderr goes on, until the runtime tells at length that another process has ended."""
+    """From now on, what C++ writes on stderr goes through a process of its own; what Python writes does not."""
+    global _listener
     reader, writer = os.pipe()
     ours = os.dup(2)
     sys.stderr = os.fdopen(ours, "w", buffering=1)
+    command = [sys.executable, "-S", native_errors.__file__]
+    _listener = subprocess.Popen(command, stdin=reader, stdout=ours, start_new_session=True)
     os.dup2(writer, 2)
+    os.close(reader)
+    os.close(writer)
 
-    def forward() -> None:
-        quiet = False
-        for line in os.fdopen(reader, "rb"):
-            quiet = quiet or _NOISE.search(line) is not None
-            if not quiet and b"[Gloo]" not in line:
-                os.write(ours, line)
 
-    threading.Thread(target=forward, daemon=True, name="native errors").start()
+def _when_ended(text: str) -> None:
+    """What is to be said where the runtime ends this process; nothing if it is empty."""
+    if _abort_handler is not None:
+        os.write(2, f"\0{text}\n".encode())
 
 
 # --- Agreeing. Every process calls these, in the same order.
