@@ -124,6 +124,8 @@ def check_flags(config: Config) -> None:
     if config.eval_only:
         single = "python -m experiments.mnist --workdir=WORKDIR/flows=K-seed=S --eval_only"
         raise UsageError(f"--eval_only is of a single run: {single}")
+    if config.coordinator is not None:
+        raise UsageError(f"--coordinator is of a single run, a sweep is one process; got {config.coordinator!r}")
     if not config.lengths or len(set(config.lengths)) < len(config.lengths):
         given = ",".join(map(str, config.lengths))
         raise UsageError(f"--lengths must be at least one number, and none twice; got {given!r}")

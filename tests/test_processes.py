@@ -17,7 +17,6 @@ from planar_vae_jax.runs.config import UsageError
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 8
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def assert_same(workdir, whole):
     np.testing.assert_allclose(numbers(workdir), whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_curve_and_the_figures_are_those_of_one_process(images, tmp_path, whole, number):
     run = Processes(number, images, tmp_path / "run")
     assert run.end() == [0] * number, run.said
@@ -109,6 +108,7 @@ def test_the_curve_and_the_figures_are_those_of_one_process(images, tmp_path, wh
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "killed", "then"), [(4, 2, 2), (2, 0, 1)])
 def test_a_killed_process_stops_the_others_and_the_run_goes_on_in_another_number(
     images, tmp_path, whole, number, killed, then
@@ -127,6 +127,7 @@ def test_a_killed_process_stops_the_others_and_the_run_goes_on_in_another_number
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_nothing_is_lost(images, tmp_path, whole):
     run = Processes(2, images, tmp_path / "run")
     run.until("epoch 2/")
@@ -140,6 +141,7 @@ def test_a_signal_to_one_process_stops_all_and_nothing_is_lost(images, tmp_path,
     assert figures.end() == [0, 0], figures.said
 
 
+@pytest.mark.slow
 def test_what_all_have_in_common_is_checked_and_an_error_of_one_is_everyones(images, tmp_path):
     run = Processes(2, images, tmp_path / "run", of_the_last="--seed=1")
     assert run.end() == [2, 2], run.said

@@ -193,9 +193,7 @@ class RunFlags:
     )
     overwrite: bool = flag(False, "begin afresh; the run in --workdir is moved to WORKDIR.old-N", resumable=True)
     keep: int = flag(3, "how many of the newest checkpoints stay, beside the best", at_least=1, resumable=True)
-    checkpoint_every: int = flag(
-        1, "lines of metrics.jsonl between checkpoints; there is one at the end", at_least=1, resumable=True
-    )
+    checkpoint_every: int = flag(1, "lines of metrics.jsonl between checkpoints", at_least=1, resumable=True)
     max_seconds: float = flag(
         None, "as SIGTERM after so long: save and stop; the same command goes on", above=0.0, resumable=True
     )
