@@ -58,6 +58,24 @@ def precision(dtype):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_latent_pages():
+    """Runs in this process leave the pages on the latent space away, seconds each; :func:`latent_pages` draws them."""
+    from planar_vae_jax import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_latent_space", lambda *args: None)
+        yield
+
+
+@pytest.fixture
+def latent_pages(monkeypatch):
+    """A run draws every page."""
+    from planar_vae_jax import figures, pictures
+
+    monkeypatch.setattr(figures, "draw_latent_space", pictures.draw_latent_space)
+
+
 @pytest.fixture
 def x64():
     """Switches 64-bit types on for one test."""
