@@ -68,15 +68,18 @@ def runs(images, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "of"), [("2", "1"), ("8", "1"), ("on", "1"), ("amortised-8", "amortised-1")], ids=lambda name: name
 )
+@pytest.mark.slow  # in test_processes a run with two devices is quicker
 def test_the_curve_and_the_figures_are_those_of_one_device(runs, name, of):
     np.testing.assert_allclose(numbers(runs[0] / name), numbers(runs[0] / of), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_of_many_devices_is_a_machine_with_one_bit_for_bit(runs, images, tmp_path):
     run(1, images, (tmp_path / "run", ""))
     np.testing.assert_array_equal(numbers(tmp_path / "run"), numbers(runs[0] / "1"))
 
 
+@pytest.mark.slow
 def test_what_is_used_is_said_and_stored(runs):
     folder, said = runs
     assert "computing on 1 of 8 devices (cpu)\n" in said
@@ -87,6 +90,7 @@ def test_what_is_used_is_said_and_stored(runs):
     assert "used 8 there, 2 here" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_a_wrong_number_of_devices_is_refused_with_the_nearest(runs):
     folder, said = runs
     assert "error: --devices must divide --batch_size=16; got 3; the nearest: 2, 4\n" in said
@@ -95,6 +99,7 @@ def test_a_wrong_number_of_devices_is_refused_with_the_nearest(runs):
     assert not (folder / "3").exists()
 
 
+@pytest.mark.slow
 def test_figures_can_be_computed_again_on_other_devices(runs):
     again = json.loads((runs[0] / "8" / "epoch-2" / "summary.json").read_text())
     first = json.loads((runs[0] / "8" / "summary.json").read_text())

@@ -165,6 +165,7 @@ def test_each_class_has_a_model_of_its_own(images, tmp_path):
     assert run["flags"]["classes"] == [2]
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_first_length_above_the_last_for_each_class(images, tmp_path, monkeypatch):
     drawn = {}
     rows = plotting.image_rows

@@ -69,7 +69,14 @@ def test_grey_levels_under_a_bernoulli_decoder_are_called_a_cross_entropy(images
     opened(tmp_path, summary)
 
 
-@pytest.mark.parametrize("flags", [("--encoder=conv",), ("--encoder=conv", "--amortized", "--likelihood=logistic")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(("--encoder=conv",), marks=pytest.mark.slow),
+        ("--encoder=conv", "--amortized", "--likelihood=logistic"),
+    ],
+    ids=" ".join,
+)
 def test_convolutions_run(images, tmp_path, flags):
     found = opened(tmp_path, run(images, tmp_path, *flags, "--epochs=1"))
     assert found.config["learning_rate"] == 1e-3
@@ -117,7 +124,13 @@ def test_convolutions_refuse_images_that_cannot_be_halved_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", [("--likelihood=logistic", "--encoder=conv", "--classes=0,2"), ("--objective=reconstruction",), ()]
+    "flags",
+    [
+        pytest.param(("--likelihood=logistic", "--encoder=conv", "--classes=0,2"), marks=pytest.mark.slow),
+        ("--likelihood=logistic", "--classes=0,2"),
+        ("--objective=reconstruction",),
+    ],
+    ids=" ".join,
 )
 def test_images_in_colour(tmp_path, flags):
     colours = write_bars(tmp_path / "colours.npz", (8, 4, 3))

@@ -159,7 +159,7 @@ def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_p
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
 
 
-def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path):
+def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path, latent_pages):
     cache = tmp_path / "cache"
     environment = {
         **os.environ,
