@@ -28,11 +28,12 @@ import numpy as np
 import optax
 
 from planar_vae_jax import PlanarFlow, init_planar, plotting, training
+from planar_vae_jax.distributions import first_layers, shown_layers
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import make_optimizer
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import run_main
-from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.runs.files import RunError, as_run_error
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 from planar_vae_jax.targets import TARGETS, Target, get_target
@@ -145,10 +146,8 @@ def check_flags(config: Config) -> None:
             f"--anneal_steps must be at most --steps={config.steps}, or the temperature never reaches 1; "
             f"got {config.anneal_steps}"
         )
-    try:
+    with as_run_error(ImportError):
         plotting.check_figures()
-    except ImportError as error:
-        raise RunError(str(error)) from error
 
 
 def init_flow(key: jax.Array, flow_length: int, h: str) -> PlanarFlow:
@@ -207,17 +206,14 @@ def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, s
     flow_length = flow.params.b.shape[0]
 
     @jax.jit
-    def first_layers(flow: PlanarFlow, grid: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def after(flow: PlanarFlow, grid: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The flow of the first k layers: samples ``[S, 2]`` and the density on the grid."""
-        # A layer with u = 0 is the identity, so that one compiled program serves every k.
-        kept = (jnp.arange(flow_length) < k)[:, None]
-        params = flow.params._replace(u=jnp.where(kept, flow.params.u, 0.0))
-        part = dataclasses.replace(flow, params=params)
+        part = first_layers(flow, k)  # one compiled program serves every k
         return part.sample(jax.random.key(1), (5000,)), jnp.exp(part.log_prob(grid))
 
     truth = jax.jit(lambda grid: jnp.exp(target.log_density(grid) - target.log_z))(grid)
-    shown = np.unique(np.linspace(0, flow_length, 6).round().astype(int)).tolist()
-    layers = {k: jax.tree.map(np.asarray, first_layers(flow, grid, jnp.int32(k))) for k in shown}
+    shown = shown_layers(flow_length, 6)
+    layers = {k: jax.tree.map(np.asarray, after(flow, grid, jnp.int32(k))) for k in shown}
     (base, _), (samples, density) = layers[0], layers[flow_length]
     figure = plotting.density_fit(np.asarray(truth), base, samples, density, extent=target.extent, title=title)
     run.save_figure("density.png", figure)

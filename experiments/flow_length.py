@@ -22,7 +22,7 @@ import numpy as np
 from experiments import mnist
 from planar_vae_jax import evaluation, plotting, seeds
 from planar_vae_jax.data import Dataset
-from planar_vae_jax.flagged_data import load_images
+from planar_vae_jax.flagged_data import choose_images, load_images
 from planar_vae_jax.load import load_run
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, warn
@@ -138,8 +138,7 @@ def plan(config: Config, data: Dataset, identity: dict[str, Any]) -> list[Run]:
         if data.y_train is None or data.y_test is None:
             raise UsageError(f"--each_class needs labels of training and test images; {data.name} has none")
         labels = [int(label) for label in np.unique(data.y_test)]
-        where = config.dataset, config.data_dir
-        images = {c: load_images(*where, (c,), config.validation, lambda note: None) for c in labels}
+        images = {c: choose_images(data, (c,), config.validation) for c in labels}
     runs = []
     for label, of_label in images.items():
         for flows in config.lengths:

@@ -35,7 +35,7 @@ from planar_vae_jax.precision import PRECISIONS
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import DeviceFlags, choose_devices
-from planar_vae_jax.runs.files import RunError, read_json
+from planar_vae_jax.runs.files import as_run_error, read_json
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
 
@@ -258,10 +258,8 @@ def check_flags(config: Config) -> None:
         for name in ("hidden", "layers"):
             if getattr(config, name) != getattr(Config, name):
                 raise UsageError(f"--{name} is of --encoder=mlp; got --{name}={getattr(config, name)} with conv")
-    try:
+    with as_run_error(ImportError):
         plotting.check_figures()
-    except ImportError as error:
-        raise RunError(str(error)) from error
 
 
 def check_data(config: Config, data: Dataset) -> int:

@@ -31,7 +31,7 @@ from planar_vae_jax.likelihoods import measured
 from planar_vae_jax.load import Run
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
-from planar_vae_jax.runs.files import RunError, replacing, write_json
+from planar_vae_jax.runs.files import as_run_error, replacing, write_json
 from planar_vae_jax.runs.reading import CheckpointError
 from planar_vae_jax.uncertainty import means_and_errors
 
@@ -67,10 +67,9 @@ def main(argv: list[str]) -> None:
     config = parse(Config, argv, __doc__)
     task = the_task(config)
     try:
-        plotting.check_figures()
-        run = load_run(config.workdir, config.checkpoint)
-    except ImportError as error:
-        raise RunError(str(error)) from error
+        with as_run_error(ImportError):
+            plotting.check_figures()
+            run = load_run(config.workdir, config.checkpoint)
     except CheckpointError:
         raise
     except ValueError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from planar_vae_jax.nonlinearities import check_nonlinearity
 from planar_vae_jax.planar import Planar, computed_in, inverse_planar_flow, planar_flow
@@ -187,3 +188,14 @@ def _of_the_base(name: str, value: Any, u: jax.Array, axes: int = 1) -> jax.Arra
     if axes == 2 and array.shape[-2:] != (dim, dim):
         raise ValueError(f"{name} must be of shape [..., {dim}, {dim}], as params has; got {array.shape}")
     return array.astype(dtype)
+
+
+def first_layers(flow: PlanarFlow, k: jax.Array | int) -> PlanarFlow:
+    """The density after the first k layers: the others become the identity, so that ``k`` may be traced."""
+    kept = (jnp.arange(flow.params.u.shape[-2]) < k)[:, None]
+    return dataclasses.replace(flow, params=flow.params._replace(u=jnp.where(kept, flow.params.u, 0.0)))
+
+
+def shown_layers(flow_length: int, most: int = 5) -> list[int]:
+    """0, K and up to ``most - 2`` numbers of layers between."""
+    return np.unique(np.linspace(0, flow_length, most).round().astype(int)).tolist()

@@ -101,7 +101,7 @@ def free_energy_terms(vae: VAE, params: Any, images: Images) -> objectives.Terms
     """Terms of the free energy of each image, ``[N]`` each, with one sample of ``z_0``."""
 
     def batch(pixels: jax.Array, keys: jax.Array) -> objectives.Terms:
-        return objectives.free_energy(vae.bind(params), unit_pixels(pixels), _fold_in(keys, 0))
+        return objectives.free_energy(vae.bind(params), unit_pixels(pixels), objectives.fold_in_each(keys, 0))
 
     return map_batches(batch, images, BATCH)
 
@@ -118,14 +118,11 @@ def marginal_likelihood(
 
     def batch(pixels: jax.Array, keys: jax.Array) -> objectives.MarginalLikelihood:
         model = vae.bind(params)
-        found = objectives.importance_nll(model, unit_pixels(pixels), _fold_in(keys, 1), samples=samples, chunk=chunk)
+        keys = objectives.fold_in_each(keys, 1)
+        found = objectives.importance_nll(model, unit_pixels(pixels), keys, samples=samples, chunk=chunk)
         return jax.tree.map(jnp.transpose, found)  # images first
 
     return map_batches(batch, images, (DECODED_BY_CONVOLUTIONS if vae.encoder == "conv" else DECODED) // chunk)
-
-
-def _fold_in(keys: jax.Array, number: int) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def evaluate(vae: VAE, params: Any, images: Images, *, nll_samples: int) -> Figures:
@@ -221,18 +218,21 @@ def mean_loss(
     return {f"{split}_loss": mean, f"{split}_loss_se": error}
 
 
+def pictures(model: objectives.Model, z: jax.Array) -> jax.Array:
+    """Pixel means ``[..., H, W]`` (or ``[..., H, W, 3]``) of ``z [..., L]``."""
+    return model.likelihood.mean(model.decode(z))
+
+
 @functools.partial(jax.jit, static_argnames="vae")
 def reconstruct(vae: VAE, params: Any, pixels: jax.Array) -> jax.Array:
     """Pictures (pixel means) ``[N, H, W]`` decoded from the posterior's mean sent through the flow; pixels uint8."""
     model = vae.bind(params)
     posterior = model.encode(unit_pixels(pixels))
     zK, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
-    return model.likelihood.mean(model.decode(zK))
+    return pictures(model, zK)
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "count"))
 def sample_prior(vae: VAE, params: Any, key: jax.Array, count: int) -> jax.Array:
     """Pictures (pixel means) ``[count, H, W]`` decoded from ``z_K ~ N(0, I)``."""
-    z = jax.random.normal(key, (count, vae.latent), vae.dtype)
-    model = vae.bind(params)
-    return model.likelihood.mean(model.decode(z))
+    return pictures(vae.bind(params), jax.random.normal(key, (count, vae.latent), vae.dtype))

@@ -1,6 +1,7 @@
 """The images that an experiment's flags ask for; what is wrong is told by the flag's name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from planar_vae_jax.data import (
@@ -30,11 +31,23 @@ def load_images(
     Raises:
         UsageError: there are no such images.
     """
-    try:
+    with _flags_named():
         data = load_dataset(name, data_dir, warn=lambda text: warn(text.replace(*_AS_FLAG)))
+    return choose_images(data, classes, validation)
+
+
+def choose_images(data: Dataset, classes: tuple[int, ...] | None, validation: int) -> tuple[Dataset, dict[str, Any]]:
+    """:func:`load_images`, of a data set that is loaded."""
+    with _flags_named():
         if classes is not None:
             data = select_classes(data, classes)
         return hold_out(data, validation) if validation else data, dataset_identity(data)
+
+
+@contextmanager
+def _flags_named() -> Iterator[None]:
+    try:
+        yield
     except ArgumentError as error:  # it names the argument, which is the flag
         raise UsageError(f"--{error}") from error
     except DataError as error:

@@ -106,8 +106,8 @@ def optimise_posterior(
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
 
     def loss(posterior: PlanarFlow, step: jax.Array) -> jax.Array:
-        step_keys = _fold_in(keys, step)
-        energies = jax.vmap(lambda s: free_energies(model, posterior, images, _fold_in(step_keys, s)))
+        step_keys = objectives.fold_in_each(keys, step)
+        energies = jax.vmap(lambda s: free_energies(model, posterior, images, objectives.fold_in_each(step_keys, s)))
         return jnp.sum(jnp.mean(energies(jnp.arange(settings.samples)), axis=0))
 
     def step(number: jax.Array, state: tuple[PlanarFlow, optax.OptState]) -> tuple[PlanarFlow, optax.OptState]:
@@ -127,13 +127,13 @@ def inference_gap(model: objectives.Model, images: jax.Array, keys: jax.Array, s
         keys: ``[B]``.
         settings: see there.
     """
-    train_keys, bound_keys, nll_keys, start_keys = (_fold_in(keys, number) for number in range(2, 6))
+    train_keys, bound_keys, nll_keys, start_keys = (objectives.fold_in_each(keys, number) for number in range(2, 6))
     encoder = own_posteriors(cast(PlanarFlow, model.encode(images)), len(images))
 
     def bound(posterior: PlanarFlow) -> jax.Array:
         one = functools.partial(free_energies, model, posterior, images)
         each = jax.lax.map(
-            lambda s: one(_fold_in(bound_keys, s)),
+            lambda s: one(objectives.fold_in_each(bound_keys, s)),
             jnp.arange(settings.bound_samples),
             batch_size=max(1, DECODED // len(images)),
         )
@@ -158,10 +158,6 @@ def inference_gap(model: objectives.Model, images: jax.Array, keys: jax.Array, s
 def is_factorised(posterior: PlanarFlow) -> bool:
     """Whether q is a normal with independent coordinates: no layers, and nothing beside means and deviations."""
     return sum(leaf.size > 0 for leaf in jax.tree.leaves(posterior)) == 2
-
-
-def _fold_in(keys: jax.Array, number: jax.Array | int) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 @functools.partial(jax.jit, static_argnames=("vae", "settings", "batch_size"))

@@ -11,16 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax import objectives
-from planar_vae_jax.evaluation import BATCH, Images, map_batches, unit_pixels
+from planar_vae_jax.evaluation import BATCH, Images, map_batches, pictures, unit_pixels
 from planar_vae_jax.models import VAE
 
 MOMENTS = 128  # samples of each image's q, for its mean and variance in each dimension
 RATED = 500  # images that the KL by dimension is averaged over
-
-
-def pictures(model: objectives.Model, z: jax.Array) -> jax.Array:
-    """Pixel means ``[..., H, W]`` (or ``[..., H, W, 3]``) of ``z [..., L]``."""
-    return model.likelihood.mean(model.decode(z))
 
 
 @functools.partial(jax.jit, static_argnames="vae")
@@ -32,8 +27,7 @@ def aggregate_posterior(vae: VAE, params: Any, images: Images) -> jax.Array:
 
     def batch(pixels: jax.Array, keys: jax.Array) -> jax.Array:
         posterior = vae.bind(params).encode(unit_pixels(pixels))
-        draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (vae.latent,), vae.dtype))
-        return posterior.transform(draw(keys))[0]
+        return posterior.transform(objectives.noise(objectives.fold_in_each(keys, 0), posterior.mean))[0]
 
     return map_batches(batch, images, BATCH)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planar_vae_jax import evaluation
+from planar_vae_jax import evaluation, objectives
 from planar_vae_jax.likelihoods import default_binarization
 from planar_vae_jax.models import CHOICES, VAE
 
@@ -112,14 +112,12 @@ def _draw(pixels: jax.Array, key: jax.Array, binarization: str) -> evaluation.Im
 @functools.partial(jax.jit, static_argnames="vae")
 def _encode(vae: VAE, params: Any, images: evaluation.Images) -> jax.Array:
     posterior = vae.bind(params).encode(evaluation.unit_pixels(images.pixels))
-    noise = jax.vmap(lambda key: jax.random.normal(key, (vae.latent,), posterior.mean.dtype))(images.keys)
-    return posterior.transform(noise)[0]
+    return posterior.transform(objectives.noise(images.keys, posterior.mean))[0]
 
 
 @functools.partial(jax.jit, static_argnames="vae")
 def _decode(vae: VAE, params: Any, z: jax.Array) -> jax.Array:
-    model = vae.bind(params)
-    return model.likelihood.mean(model.decode(z))
+    return evaluation.pictures(vae.bind(params), z)
 
 
 def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run:

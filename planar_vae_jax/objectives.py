@@ -106,7 +106,7 @@ def free_energy(model: Model, images: jax.Array, key: jax.Array) -> Terms:
         :class:`Terms`, each ``[B]``.
     """
     posterior = model.encode(images)
-    return _terms(model, posterior, images, _noise(key, posterior.mean))
+    return _terms(model, posterior, images, noise(key, posterior.mean))
 
 
 def sampled_terms(model: Model, images: jax.Array, key: jax.Array, samples: int) -> Terms:
@@ -119,8 +119,13 @@ def sampled_terms(model: Model, images: jax.Array, key: jax.Array, samples: int)
     return _terms(model, posterior, images, jax.random.normal(key, shape, posterior.mean.dtype))
 
 
-def _noise(key: jax.Array, like: jax.Array) -> jax.Array:
-    """Standard normal draws of the shape of ``like [B, L]``."""
+def fold_in_each(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Keys ``[B]``, one an image, with ``number`` folded into each."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def noise(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Standard normal draws of the shape of ``like [B, L]``, by one key or by keys ``[B]``."""
     if key.ndim == 0:
         return jax.random.normal(key, like.shape, like.dtype)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
@@ -189,10 +194,8 @@ def importance_nll(
     def log_weights(start: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``log sum w`` and ``log sum w^2`` over the chunk of samples that begins at ``start``, ``[M, B]`` each."""
         numbers = start + jnp.arange(chunk)
-        noise = jax.vmap(lambda s: _noise(jax.vmap(lambda key: jax.random.fold_in(key, s))(keys), posterior.mean))(
-            numbers
-        )
-        log_w = -_terms(model, posterior, images, noise).free_energy
+        draws = jax.vmap(lambda s: noise(fold_in_each(keys, s), posterior.mean))(numbers)
+        log_w = -_terms(model, posterior, images, draws).free_energy
         # [M, chunk, B]; the last chunk may be longer than S.
         log_w = jax.vmap(lambda count: jnp.where((numbers < count)[:, None], log_w, -jnp.inf))(counts)
         return jax.nn.logsumexp(log_w, axis=1), jax.nn.logsumexp(2.0 * log_w, axis=1)

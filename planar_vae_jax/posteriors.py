@@ -4,7 +4,6 @@
 the inverse of these layers. For models with two latent dimensions.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax import objectives
-from planar_vae_jax.distributions import PlanarFlow, standard_normal_log_prob
+from planar_vae_jax.distributions import PlanarFlow, first_layers, shown_layers, standard_normal_log_prob
 from planar_vae_jax.evaluation import map_batches, unit_pixels
 from planar_vae_jax.models import VAE
 from planar_vae_jax.planar import Planar
@@ -71,17 +70,6 @@ def log_joint(model: objectives.Model, image: jax.Array, z: jax.Array) -> jax.Ar
     images = jnp.broadcast_to(image, (len(z), *image.shape))
     terms = objectives.free_energy(with_posterior(model, point_posterior(z)), images, jax.random.key(0))
     return terms.log_prior + terms.log_likelihood
-
-
-def first_layers(flow: PlanarFlow, k: jax.Array | int) -> PlanarFlow:
-    """The density after the first k layers: the others become the identity, so that ``k`` may be traced."""
-    kept = (jnp.arange(flow.params.u.shape[-2]) < k)[:, None]
-    return dataclasses.replace(flow, params=flow.params._replace(u=jnp.where(kept, flow.params.u, 0.0)))
-
-
-def shown_layers(flow_length: int, most: int = 5) -> list[int]:
-    """0, K and up to ``most - 2`` numbers of layers between."""
-    return np.unique(np.linspace(0, flow_length, most).round().astype(int)).tolist()
 
 
 def posterior_grid(vae: VAE, params: Any, pixels: jax.Array, layers: Sequence[int] | None = None) -> PosteriorGrid:

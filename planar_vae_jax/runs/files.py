@@ -17,6 +17,15 @@ class RunError(Exception):
     """A run that cannot go on, through no mistake in its flags; the message is one line."""
 
 
+@contextmanager
+def as_run_error(kind: type[Exception]) -> Iterator[None]:
+    """Turns errors of this kind into a :class:`RunError` with their text."""
+    try:
+        yield
+    except kind as error:
+        raise RunError(str(error)) from error
+
+
 def sync(path: Path) -> None:
     """Returns when a file's contents, or a folder's list of names, would survive the machine."""
     handle = os.open(path, os.O_RDONLY)
