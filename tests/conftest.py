@@ -77,6 +77,13 @@ def latent_pages(monkeypatch):
 
 
 @pytest.fixture
+def standard_promotion():
+    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def x64():
     """Switches 64-bit types on for one test."""
     with precision(np.float64):

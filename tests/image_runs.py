@@ -18,9 +18,17 @@ def bars(size, shape, seed=0):
     return x, labels.astype(np.uint8)
 
 
-def write_bars(path, shape):
-    (x_train, y_train), (x_test, y_test) = bars(60, shape), bars(30, shape, seed=1)
+def write_bars(path, shape, train=60):
+    (x_train, y_train), (x_test, y_test) = bars(train, shape), bars(30, shape, seed=1)
     np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+def write_noise(path):
+    """74 training and 30 test images of 5 x 4 pixels."""
+    generator = np.random.default_rng(0)
+    splits = {name: generator.integers(0, 256, (size, 5, 4), np.uint8) for name, size in (("train", 74), ("test", 30))}
+    np.savez(path, **{f"x_{name}": split for name, split in splits.items()})
     return path
 
 

@@ -21,11 +21,7 @@ FILES = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", ".lock",
 NUMBERS = ("final_loss", "kl", "kl_se", "log_z", "seconds")
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from image_runs import write_noise
 
 from planar_vae_jax.runs import devices
 
@@ -18,12 +19,7 @@ TINY = "--epochs=2 --hidden=8 --latent=6 --batch_size=16 --nll_samples=4 --flows
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """74 training and 30 test images of 5 x 4 pixels."""
-    generator = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "noise.npz"
-    splits = {name: generator.integers(0, 256, (size, 5, 4), np.uint8) for name, size in (("train", 74), ("test", 30))}
-    np.savez(path, **{f"x_{name}": split for name, split in splits.items()})
-    return path
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz")
 
 
 def run(there, images, *runs):

@@ -25,11 +25,7 @@ SIZES = {"train": 60, "test": 21}
 FIGURES = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

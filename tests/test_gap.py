@@ -12,12 +12,7 @@ from planar_vae_jax.likelihoods import LIKELIHOODS
 from planar_vae_jax.models import VAE
 from planar_vae_jax.planar import Planar, init_planar
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 DIM, BATCH = 2, 6

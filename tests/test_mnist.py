@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
+from image_runs import TINY, write_bars
 
 from experiments import mnist
 from planar_vae_jax.runs.config import UsageError
@@ -26,34 +26,17 @@ FILES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """90 training and 30 test images of three classes, 5 x 4 pixels: bars that a tiny VAE can learn."""
-    generator = np.random.default_rng(0)
-
-    def split(size):
-        labels = np.arange(size) % 3
-        x = generator.integers(0, 60, (size, 5, 4), dtype=np.uint8)
-        for one, label in zip(x, labels, strict=True):
-            one[:, label] = 255
-        return x, labels.astype(np.uint8)
-
-    path = tmp_path_factory.mktemp("data") / "bars.npz"
-    (x_train, y_train), (x_test, y_test) = split(90), split(30)
-    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-    return path
+    return write_bars(tmp_path_factory.mktemp("data") / "bars.npz", (5, 4), train=90)
 
 
 def arguments(images, workdir, *flags):
-    tiny = ["--epochs=2", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2"]
-    return [*tiny, f"--dataset={images}", f"--workdir={workdir}", *flags]
+    return [*TINY, f"--dataset={images}", f"--workdir={workdir}", *flags]
 
 
 def summary(workdir):

@@ -8,12 +8,7 @@ from image_runs import bars, run, write_bars
 from planar_vae_jax import evaluation, load_run
 from planar_vae_jax.runs.config import UsageError
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

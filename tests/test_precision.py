@@ -12,12 +12,7 @@ import pytest
 from planar_vae_jax import objectives, training
 from planar_vae_jax.models import VAE
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 SIZES = {"latent": 8, "hidden": 64, "flow_length": 4}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_runs import write_noise
 from test_devices import TINY, numbers
 
 from experiments import mnist
@@ -21,12 +22,7 @@ EPOCHS = 8
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """74 training and 30 test images of 5 x 4 pixels."""
-    generator = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "noise.npz"
-    splits = {name: generator.integers(0, 256, (size, 5, 4), np.uint8) for name, size in (("train", 74), ("test", 30))}
-    np.savez(path, **{f"x_{name}": split for name, split in splits.items()})
-    return path
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz")
 
 
 class Processes:

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -23,11 +22,7 @@ MNIST = ("--epochs=3", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_sam
 DENSITY = ("--flows=2", "--steps=200", "--batch_size=32", "--checkpoint_every=10")
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(autouse=True)

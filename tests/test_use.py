@@ -18,11 +18,7 @@ SHAPE = (5, 4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")
