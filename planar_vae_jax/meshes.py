@@ -10,7 +10,7 @@ A mesh has one axis, ``data``: batches are split along it, parameters and data a
 nothing of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,24 @@ def split(array: jax.Array, axis: int = 0) -> jax.Array:
 def everywhere(tree: Any) -> Any:
     """The arrays of a tree, whole on every device."""
     return jax.tree.map(lambda leaf: _constrain(leaf, PartitionSpec()), tree)
+
+
+def in_shares(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, called on each device with its share of the first argument's leading axis and all of the others.
+
+    Inside it there is no mesh, so what one device computes is what it would compute alone. It returns arrays with that
+    axis.
+    """
+    if size() == 1:
+        return function
+    share, whole = PartitionSpec(AXIS), PartitionSpec()
+
+    def shared(first: Any, *rest: Any) -> Any:
+        # Unchecked: a loss may give a constant where a loop carries what varies from device to device.
+        in_specs = (share, *[whole] * len(rest))
+        return jax.shard_map(function, in_specs=in_specs, out_specs=share, check_vma=False)(first, *rest)
+
+    return shared
 
 
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:

@@ -5,6 +5,7 @@ Also where compiled programs are kept, and the check for losses and states that 
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,43 @@ def train_steps(
     """:func:`training.train_steps`; under a mesh, batches are split over its devices and all else is whole on each."""
     order = jax.tree.map(lambda leaf: meshes.split(leaf, axis=1), order)
     return meshes.everywhere(training.train_steps(loss, optimizer, state, info, data, order, *rest))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def train_together(
+    loss: training.Loss,
+    optimizer: optax.GradientTransformation,
+    state: Any,
+    info: Any,
+    data: Any,
+    order: Any,
+    key: jax.Array,
+    start: jax.Array | int,
+    stop: jax.Array | int,
+) -> tuple[training.TrainState, training.StepInfo]:
+    """:func:`training.train_steps` of several seeds: ``state``, ``info``, ``order`` and ``key`` have a leading axis of
+    them. Under a mesh each device takes its share of the seeds, and nothing is exchanged."""
+
+    def seeds(of_each: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
+        def one(state: Any, info: Any, order: Any, key: jax.Array) -> Any:
+            return training.train_steps(loss, optimizer, state, info, data, order, key, start, stop)
+
+        return jax.vmap(one)(*of_each)
+
+    first, last = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
+    return meshes.in_shares(seeds)((state, info, order, key), data, first, last)
+
+
+@jax.jit
+def stack(trees: Sequence[Any]) -> Any:
+    """The trees of several seeds as one, with a leading axis; under a mesh, each device has its share."""
+    return jax.tree.map(lambda *leaves: meshes.split(jnp.stack(leaves)), *trees)
+
+
+@jax.jit
+def take_seed(stacked: Any, seed: jax.Array | int) -> Any:
+    """One of :func:`stack`'s trees, whole on every device."""
+    return meshes.everywhere(jax.tree.map(lambda leaf: leaf[seed], stacked))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
