@@ -86,6 +86,24 @@ def _put(leaf: Any, mesh: Mesh | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def stack(trees: Sequence[Any], mesh: Mesh | None) -> Any:
+    """Trees of the same shapes as one with a leading axis, which is split over the devices of the mesh.
+
+    By way of the host: to compile it takes long, as there are many arrays.
+    """
+    return jax.tree.map(lambda *leaves: _stack(leaves, mesh), *trees)
+
+
+def _stack(leaves: Sequence[Any], mesh: Mesh | None) -> jax.Array:
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        words = _stack([jax.random.key_data(leaf) for leaf in leaves], mesh)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaves[0]))
+    array = np.stack([np.asarray(leaf) for leaf in leaves])
+    if mesh is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, PartitionSpec(AXIS)), lambda part: array[part])
+
+
 def local(tree: Any) -> Any:
     """Arrays that are whole on every device, as arrays of this process's first one."""
 

@@ -1,4 +1,4 @@
-"""Runs of several seeds trained together: their folders are those of runs alone, to rounding, and stops change no bit."""
+"""Seeds trained together: their folders are those of runs alone, to rounding, and a stop changes no bit."""
 
 import contextlib
 import json
@@ -137,7 +137,7 @@ def test_runs_that_are_at_other_steps_go_on_together_or_alone(tmp_path, whole):
 
 
 def test_each_stops_early_by_itself(tmp_path):
-    flags = ("--epochs=40", "--patience=2", "--rate=0.02", "--keep=1")
+    flags = ("--epochs=40", "--patience=2", "--keep=1")
     train(tmp_path / "together", *flags)
     finish(tmp_path / "together", *flags)
     finish(tmp_path / "alone", *flags)
@@ -186,7 +186,7 @@ def test_one_that_cannot_be_saved_is_named_and_the_others_are_saved(tmp_path, mo
         save(loop, *score)
 
     monkeypatch.setattr(fit.Loop, "save", refuse)
-    with pytest.raises(RunError, match="^seed=1: no space$"):
+    with pytest.raises(RunError, match=r"^seed=1: no space$"):
         train(tmp_path, "--checkpoint_every=2")
     assert [steps(seed_folder(tmp_path, seed)) for seed in SEEDS] == [[8], [], [8]]
     monkeypatch.setattr(fit.Loop, "save", save)
@@ -195,7 +195,9 @@ def test_one_that_cannot_be_saved_is_named_and_the_others_are_saved(tmp_path, mo
 
 
 def test_fewer_epochs_than_there_are_and_sizes_that_do_not_fit_are_refused(tmp_path, whole):
-    with pytest.raises(UsageError, match="--epochs=2 is less than the run in .*seed=0 has done, epoch 3"):
+    with pytest.raises(UsageError, match=r"--epochs=2 is less than the run in .*seed=0 has done, epoch 3"):
         train(whole[0], "--epochs=2")
-    with pytest.raises(ValueError, match="each of the 23 examples of data at most once; got steps_per_epoch=4 of batch"):
+    with pytest.raises(
+        ValueError, match="each of the 23 examples of data at most once; got steps_per_epoch=4 of batch"
+    ):
         train(tmp_path, batch_size=6)

@@ -134,7 +134,7 @@ def time_seeds(
 
     begun = [begin(**start) for start in starts]
     one = alone.replicate(begun[0])
-    all_of_them = together.under(compiled.stack)(together.replicate(begun))
+    all_of_them = together.stack(begun)
     calls = [
         _call(devices.under(functools.partial(steps, loss, optimizer)), first, devices.replicate(data))
         for devices, steps, first in (

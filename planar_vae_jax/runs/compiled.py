@@ -5,7 +5,6 @@ Also where compiled programs are kept, and the check for losses and states that 
 
 import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +62,8 @@ def train_together(
 
 
 @jax.jit
-def stack(trees: Sequence[Any]) -> Any:
-    """The trees of several seeds as one, with a leading axis; under a mesh, each device has its share."""
-    return jax.tree.map(lambda *leaves: meshes.split(jnp.stack(leaves)), *trees)
-
-
-@jax.jit
 def take_seed(stacked: Any, seed: jax.Array | int) -> Any:
-    """One of :func:`stack`'s trees, whole on every device."""
+    """The tree of one of several seeds, whole on every device."""
     return meshes.everywhere(jax.tree.map(lambda leaf: leaf[seed], stacked))
 
 

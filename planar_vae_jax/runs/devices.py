@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ class Devices:
     def replicate(self, tree: Any) -> Any:
         """Arrays, whole on every device."""
         return meshes.replicate(tree, self.mesh)
+
+    def stack(self, trees: Sequence[Any]) -> Any:
+        """Trees as one with a leading axis, which is split over the devices."""
+        return meshes.stack(trees, self.mesh)
 
     def local(self, tree: Any) -> Any:
         """Such arrays as ordinary ones of one device."""

@@ -96,10 +96,10 @@ class _Group:
     def __init__(
         self, loops: Sequence[Loop], loss: training.Loss, optimizer: optax.GradientTransformation, data: Any
     ) -> None:
-        under = loops[0].devices.under
-        self.loops, self.data, self.epochs = loops, data, loops[0].epochs
-        self._stack, self._take = under(compiled.stack), under(compiled.take_seed)
-        self._steps = under(functools.partial(compiled.train_together, loss, optimizer))
+        self.loops, self.data, self.epochs, self.devices = loops, data, loops[0].epochs, loops[0].devices
+        self._take = self.devices.under(compiled.take_seed)
+        self._steps = self.devices.under(functools.partial(compiled.train_together, loss, optimizer))
+        self._held: tuple[Sequence[Loop], Any] | None = None  # those that were trained last, and their states as one
         self.pace = Pace()
 
     @property
@@ -129,7 +129,10 @@ class _Group:
         for loop in active:
             loop.begin_epoch()
         seeds = [loop if loop in active else active[0] for loop in self.loops]
-        state, info, order, key = self._stack([(loop.state, loop.info, loop.order, loop.steps_key) for loop in seeds])
+        info, order, key = self.devices.stack([(loop.info, loop.order, loop.steps_key) for loop in seeds])
+        held, state = self._held or (None, None)
+        if held != active:
+            state = self.devices.stack([loop.state for loop in seeds])
         while start < stop and signals.requested() is None:
             began, before, end = time.perf_counter(), (state, info), self.pace.end(start, stop)
             state, info = self._steps(*before, self.data, order, key, start, end)
@@ -162,6 +165,7 @@ class _Group:
 
     def _hand_out(self, active: Sequence[Loop], state: Any, info: Any, position: int) -> None:
         """Gives each its own of what has been computed."""
+        self._held = active, state
         for seed, loop in enumerate(self.loops):
             if loop in active:
                 loop.state, loop.info = self._take((state, info), seed)
