@@ -31,7 +31,7 @@ from planar_vae_jax.runs.choice import ASKED, Choices, time_seeds
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import Devices, choose_devices, choose_devices_of_seeds
-from planar_vae_jax.runs.files import read_json, replacing
+from planar_vae_jax.runs.files import read_json
 from planar_vae_jax.runs.folder import RunFolder, is_finished, open_run
 from planar_vae_jax.runs.together import Seed, fit_together
 
@@ -109,10 +109,10 @@ def main(argv: list[str]) -> None:
         summaries = train(sweep, runs, config.together)
         rows = seeds.compare(by_length(config, runs, summaries), FIGURES)
         numbers = range(config.seed, config.seed + config.seeds)
-        write(sweep, "table.csv", seeds.comma_separated(rows, FIGURES, numbers))
+        sweep.save_text("table.csv", seeds.comma_separated(rows, FIGURES, numbers))
         first = next(iter(summaries.values()))
         setting = describe(config, first)
-        write(sweep, "table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
+        sweep.save_text("table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
         draw_lengths(sweep, config, rows, setting, whole[0].name)
         if config.each_class:
             draw_page(sweep, config, runs, setting)
@@ -184,7 +184,9 @@ def train(sweep: RunFolder, runs: Sequence[Run], asked: str) -> dict[str, dict[s
     finished = {run.name: is_finished(run.config, "mnist", run.identity) for run in runs}  # each before any begins
     done = sum(finished.values())
     sweep.go_on(0.0, f"with {done} of {len(runs)} runs done")
-    choices = Choices(sweep.workdir / TOGETHER, asked)
+    prng = runs[0].config.prng
+    obstacle = None if prng == THREEFRY else f"with --prng={prng} seeds together draw other numbers"
+    choices = Choices(sweep.workdir / TOGETHER, asked, obstacle)
     summaries = {}
     for _, of_length in itertools.groupby(runs, key=lambda run: (run.label, run.flows)):
         group = list(of_length)
@@ -205,16 +207,19 @@ def train_together(runs: Sequence[Run], choices: Choices) -> Devices | None:
         return None
     config, data = runs[0].config, runs[0].data
     alone, together = choose_devices(config, config.batch_size), choose_devices_of_seeds(config, len(runs))
-    vae, training, *_ = mnist.prepare(config, data, together)
-    starts = [mnist.begin(vae, run.config) for run in runs]
-    obstacle = None if config.prng == THREEFRY else f"with --prng={config.prng} seeds together draw other numbers"
-    measure = functools.partial(time_seeds, starts, alone, together, **training)
-    if not choices.together(f"flows={config.flows}", len(runs), alone, together, measure, obstacle):
+
+    @functools.cache
+    def prepared() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        vae, training, *_ = mnist.prepare(config, data, together)
+        return training, [mnist.begin(vae, run.config) for run in runs]
+
+    if not choices.together(f"flows={config.flows}", alone, together, lambda: time_seeds(*prepared(), alone, together)):
         return None
     print(f"\n{len(runs)} runs together, from {runs[0].name} on; shown while learning: means over them", flush=True)
     with contextlib.ExitStack() as stack:
         folders = [stack.enter_context(open_run(run.config, "mnist", run.identity, together)) for run in runs]
-        fit_together([Seed(folder, **start) for folder, start in zip(folders, starts, strict=True)], **training)
+        training, starts = prepared()
+        fit_together([Seed(run, **start) for run, start in zip(folders, starts, strict=True)], **training)
     return together
 
 
@@ -275,12 +280,6 @@ def draw_page(sweep: RunFolder, config: Config, runs: Sequence[Run], setting: st
     rows = {name: pictures[:fewest] for name, pictures in chosen.items()}
     title = f"Test images and their reconstructions by the model of their class, seed {config.seed}\n({setting})"
     sweep.save_figure("each_class.png", plotting.image_rows(rows, title=title))
-
-
-def write(sweep: RunFolder, name: str, text: str) -> None:
-    """Writes a text file into the sweep's folder."""
-    with replacing(sweep.workdir / name) as temporary:
-        temporary.write_text(text)
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -22,7 +22,9 @@ if __name__ == "__main__":
     from planar_vae_jax.runs.folder import open_run
     from planar_vae_jax.runs.together import Seed, fit_together
 
-    flags = "--epochs=2 --checkpoint_every=2 --hidden=8 --latent=6 --batch_size=16 --flows=3 --amortized --validation=10"
+    flags = (
+        "--epochs=2 --checkpoint_every=2 --hidden=8 --latent=6 --batch_size=16 --flows=3 --amortized --validation=10"
+    )
     config = parse(mnist.Config, [*flags.split(), f"--dataset={sys.argv[1]}"], "")
     data, identity = load_images(config.dataset, None, None, config.validation, print)
     config = mnist.with_defaults(config, mnist.check_data(config, data))

@@ -1,5 +1,6 @@
 """Sweeps whose seeds are trained together: the figures are those of seeds alone; what is chosen is told and kept."""
 
+import dataclasses
 import json
 import re
 
@@ -97,7 +98,8 @@ def choose(path, asked="auto", obstacle=None, timing=(0.001, 0.0005)):
     def measure():
         return choice.Timing(*timing)
 
-    return choice.Choices(path, asked).together("flows=5", 4, one_device(), one_device(), measure, obstacle)
+    here = dataclasses.replace(one_device(), size=4)
+    return choice.Choices(path, asked, obstacle).together("flows=5", here, here, measure)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +127,8 @@ def test_what_is_faster_is_told_and_kept(tmp_path, capsys, timing, told, chosen)
 def test_where_seeds_cannot_be_together_auto_says_so_and_yes_is_an_error(tmp_path, monkeypatch, capsys):
     path = tmp_path / "together.json"
     assert not choose(path, "auto", "with --prng=rbg seeds together draw other numbers")
-    assert capsys.readouterr().out == (
-        "\nflows=5: one seed after the other, as with --prng=rbg seeds together draw other numbers\n"
-    )
+    told = "one seed after the other: with --prng=rbg seeds together draw other numbers"
+    assert capsys.readouterr().out == f"\nflows=5: {told}\n"
     monkeypatch.setattr(processes, "count", lambda: 2)
     assert not choose(path)
     with pytest.raises(UsageError, match="--together=yes is not possible: a run in several processes"):

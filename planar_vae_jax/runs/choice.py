@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from planar_vae_jax import training
 from planar_vae_jax.runs import compiled, processes
@@ -34,42 +33,34 @@ class Choices:
     Args:
         path: of the file, which may be missing, or damaged.
         asked: one of ``ASKED``.
+        obstacle: why they cannot be together, if they cannot.
     """
 
-    def __init__(self, path: Path, asked: str):
-        self._path, self._asked = path, asked
+    def __init__(self, path: Path, asked: str, obstacle: str | None = None):
+        self._path, self._asked, self._obstacle = path, asked, obstacle
         try:
             self.made = read_json(path) or {}
         except (OSError, ValueError):
             self.made = {}
 
-    def together(
-        self,
-        name: str,
-        seeds: int,
-        alone: Devices,
-        together: Devices,
-        measure: Callable[[], Timing],
-        obstacle: str | None = None,
-    ) -> bool:
+    def together(self, name: str, alone: Devices, together: Devices, measure: Callable[[], Timing]) -> bool:
         """Whether the seeds of a group are trained together; says so where that was not asked for.
 
         Args:
             name: of the group.
-            seeds: how many.
-            alone, together: the devices that either way would use.
+            alone, together: the devices that either way would use; the latter are split over by the seeds.
             measure: is called where neither the flag nor an earlier choice on such devices decides.
-            obstacle: why they cannot be.
 
         Raises:
             UsageError: they were to be, and cannot.
         """
+        obstacle = self._obstacle
         if processes.count() > 1:
             obstacle = "a run in several processes has them to itself"
         if obstacle is not None and self._asked == "yes":
             raise UsageError(f"--together=yes is not possible: {obstacle}")
         if obstacle is not None:
-            print(f"\n{name}: {_way(False)}, as {obstacle}", flush=True)
+            print(f"\n{name}: {_way(False)}: {obstacle}", flush=True)
             return False
         where = {"kind": together.used[0].device_kind, "devices": [len(alone.used), len(together.used)]}
         before = self.made.get(name)
@@ -82,7 +73,7 @@ class Choices:
             timing = measure()
             faster = timing.together * GAIN < timing.alone
             figures = {f"milliseconds_{way}": 1e3 * value for way, value in timing._asdict().items()}
-            made = {"together": faster, **where, "seeds": seeds, **figures}
+            made = {"together": faster, **where, "seeds": together.size, **figures}
             print(f"\n{name}: {_told(made, alone, together)}: {_way(faster)}", flush=True)
         if made != before:
             self.made[name] = made
@@ -104,25 +95,18 @@ def _told(made: Mapping[str, Any], alone: Devices, together: Devices) -> str:
 
 
 def time_seeds(
-    starts: Sequence[Mapping[str, Any]],
-    alone: Devices,
-    together: Devices,
-    *,
-    loss: training.Loss,
-    optimizer: optax.GradientTransformation,
-    steps_per_epoch: int,
-    data: Any = None,
-    batch_size: int | None = None,
-    **_: Any,
+    arguments: Mapping[str, Any], starts: Sequence[Mapping[str, Any]], alone: Devices, together: Devices
 ) -> Timing:
     """Times some steps of the first seed by itself and of all together: a few seconds, and what compilation takes.
 
     Args:
+        arguments: of :func:`planar_vae_jax.runs.together.fit_together`.
         starts: ``params`` and ``key`` of each seed.
         alone: that the batches of one seed are split over.
         together: that the seeds are split over.
-        loss, optimizer, ...: see :func:`planar_vae_jax.runs.fit.fit`; what else that takes does not matter here.
     """
+    loss, optimizer, steps_per_epoch = (arguments[name] for name in ("loss", "optimizer", "steps_per_epoch"))
+    data, batch_size = arguments.get("data"), arguments.get("batch_size")
     size = None if data is None else len(jax.tree.leaves(data)[0])
 
     def begin(params: Any, key: jax.Array) -> tuple[Any, ...]:
@@ -132,30 +116,24 @@ def time_seeds(
         info = training.empty_info(loss, optimizer, state, batch, key, steps_per_epoch)
         return state, info, order, steps_key
 
+    def timed(devices: Devices, steps: Callable[..., Any], begun: tuple[Any, ...]) -> Callable[[int], float]:
+        state, info, order, key = begun
+        call, there = devices.under(functools.partial(steps, loss, optimizer)), devices.replicate(data)
+
+        def seconds(count: int) -> float:
+            began = time.perf_counter()
+            jax.block_until_ready(call(state, info, there, order, key, 0, count))
+            return time.perf_counter() - began
+
+        return seconds
+
     begun = [begin(**start) for start in starts]
-    one = alone.replicate(begun[0])
-    all_of_them = together.stack(begun)
-    calls = [
-        _call(devices.under(functools.partial(steps, loss, optimizer)), first, devices.replicate(data))
-        for devices, steps, first in (
-            (alone, compiled.train_steps, one),
-            (together, compiled.train_together, all_of_them),
-        )
-    ]
-    seconds = _seconds_a_step(calls, steps_per_epoch)
-    return Timing(seconds[0], seconds[1] / len(starts))
-
-
-def _call(steps: Callable[..., Any], first: tuple[Any, ...], data: Any) -> Callable[[int], float]:
-    """So many steps; returns their seconds."""
-    state, info, order, key = first
-
-    def call(count: int) -> float:
-        began = time.perf_counter()
-        jax.block_until_ready(steps(state, info, data, order, key, 0, count))
-        return time.perf_counter() - began
-
-    return call
+    calls = (
+        timed(alone, compiled.train_steps, alone.replicate(begun[0])),
+        timed(together, compiled.train_together, together.stack(begun)),
+    )
+    one, all_of_them = _seconds_a_step(calls, steps_per_epoch)
+    return Timing(one, all_of_them / len(starts))
 
 
 def _seconds_a_step(calls: Sequence[Callable[[int], float]], most: int) -> list[float]:

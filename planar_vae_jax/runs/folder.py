@@ -86,6 +86,11 @@ class RunFolder:
             with replacing(self.workdir / name) as temporary:
                 figure.savefig(temporary)
 
+    def save_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
+        with replacing(self.workdir / name) as temporary:
+            temporary.write_text(text)
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``, by which the run is finished, and says where everything is."""
         processes.on_first(write_json, self.workdir / "summary.json", summary)

@@ -60,7 +60,7 @@ def fit_together(
     number divides that of the seeds. The seconds of training are shared out evenly.
 
     Args:
-        seeds: of one process, all on the same devices.
+        seeds: of one process, all on the same devices; those of finished runs are left out.
         loss, optimizer, steps, ...: see there; each run has the same.
         show: what is shown of it while learning is the mean over the runs that were trained, and its standard error.
 
@@ -68,6 +68,9 @@ def fit_together(
         RunError: as there, naming the run; all others are saved.
         UsageError, CheckpointError, signals.Stopped: as there; of a signal, all are saved.
     """
+    seeds = [seed for seed in seeds if not seed.run.finished]
+    if not seeds:
+        return
     devices, epochs = seeds[0].run.devices, Epochs(steps, steps_per_epoch, unit)
     size = None if data is None else len(jax.tree.leaves(data)[0])
     epochs.check_size(size, batch_size)
