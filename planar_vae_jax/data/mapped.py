@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+TOUCHED = 512  # images read before their pages are let go; to touch one maps some 64 kB around it
+
 
 class Mapped:
     """Images in a memory-mapped file, or some of them in any order, to be read only.
@@ -41,12 +43,18 @@ class Mapped:
         if self._rows is not None:
             index = self._rows[index]
         if isinstance(index, np.ndarray) and index.ndim == 1 and index.dtype != bool:
-            order = np.argsort(index, kind="stable")  # as they lie in the file
-            found = np.empty((len(index), *self.shape[1:]), self.dtype)
-            found[order] = self._array[index[order]]
-        else:
-            found = np.array(self._array[index])
+            return self._gather(index)
+        found = np.array(self._array[index])
         self._let_go()
+        return found
+
+    def _gather(self, numbers: np.ndarray) -> np.ndarray:
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        order = np.argsort(numbers, kind="stable")  # as they lie in the file
+        for start in range(0, len(order), TOUCHED):
+            some = order[start : start + TOUCHED]
+            found[some] = self._array[numbers[some]]
+            self._let_go()
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
