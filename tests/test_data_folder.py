@@ -73,7 +73,7 @@ def test_an_index_reads_what_it_reads_of_an_array(both, index):
 X = digits()["x_train"]
 FAULTS = {
     "no training images": ({"x_train": None}, "wanted x_train.npy, got y_train.npy, x_test.npy, y_test.npy"),
-    "nothing": (dict.fromkeys(FIELDS), "wanted x_train.npy, got no such files"),
+    "nothing": (dict.fromkeys(FIELDS), "wanted x_train.npy, got none of its files; IDX files need a data_dir"),
     "floats": ({"x_test": X / 255}, r"x_test.npy: .*uint8.*\] float64: save numpy.rint\(255 \* x\)"),
     "booleans": ({"x_train": X > 99}, r"x_train.npy: .*\] bool: save x.astype\(numpy.uint8\) \* 255"),
     "integers": ({"x_train": X.astype(int)}, r"x_train.npy: wanted .*uint8.*got \[30, 28, 28\] int64"),
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_told_with_the_file(tmp_path, changed, words):
     arrays = {field: array for field, array in {**digits(), **changed}.items() if array is not None}
     folder = write(tmp_path / "images", arrays)
     message = error_of(str(folder))
-    assert message.startswith(str(folder))
+    assert message.startswith(f"dataset: {folder}")
     assert re.search(words, message), message
 
 
@@ -109,7 +109,7 @@ def test_what_is_wrong_is_told_with_the_file(tmp_path, changed, words):
 def test_damage_is_told(tmp_path, damage, words):
     path = write(tmp_path / "images", digits()) / "x_train.npy"
     path.write_bytes(damage(path.read_bytes()))
-    assert re.search(f"^{re.escape(str(path))}: {words}", error_of(str(path.parent)))
+    assert re.search(f"^dataset: {re.escape(str(path))}: {words}", error_of(str(path.parent)))
 
 
 def test_images_that_are_nearly_black_are_told(tmp_path):

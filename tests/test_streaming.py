@@ -190,6 +190,18 @@ def test_what_is_no_size_is_refused_before_any_data_is_read(tmp_path, text):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bad_folder_is_refused_with_the_flag_and_the_file(tmp_path):
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images" / "x_train.npy", noise()["x_train"] / 255)
+    for words in (": wanted x_test.npy, got x_train.npy", "/x_train.npy: wanted .*float64"):
+        with pytest.raises(UsageError, match=f"^--dataset: {tmp_path}/images{words}"):
+            run(tmp_path / "images", tmp_path / "run")
+        np.save(tmp_path / "images" / "x_test.npy", noise()["x_test"])
+    with pytest.raises(UsageError, match="IDX files need --data_dir"):
+        run(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_memory_too_small_for_four_batches_is_refused(places, tmp_path):
     with pytest.raises(UsageError, match=r"--device_memory must be at least 32 kB, four batches .* got 31KB"):
         run(places[0], tmp_path / "run", "--device_memory=31KB")

@@ -26,7 +26,7 @@ def load_folder(folder: Path, warn: Callable[[str], object]) -> Dataset:
     there = {field: path for field, path in paths.items() if is_file(path)}
     for field in ("x_train", "x_test"):
         if field not in there:
-            found = joined(path.name for path in there.values()) or "no such files"
+            found = joined(path.name for path in there.values()) or "none of its files; IDX files need a data_dir"
             raise DataError(f"{folder}: wanted {field}.npy, got {found}")
     arrays = {field: _images(path) if field[0] == "x" else _labels(path) for field, path in there.items()}
     dataset = assemble(folder.resolve().name, str(folder), arrays, there)

@@ -55,7 +55,10 @@ def load_dataset(
     check_dataset_name(name)
     folder = check_folder(data_dir) if data_dir else None
     if name not in DATASETS and is_folder(local_path(name)):
-        return load_folder(Path(os.path.expanduser(name)), warn)
+        try:
+            return load_folder(Path(os.path.expanduser(name)), warn)
+        except DataError as error:
+            raise ArgumentError(f"dataset: {error}") from error
     if name.endswith(".npz"):
         return _load_npz(Path(os.path.expanduser(name)), warn)
     if name == "mnist5k":
