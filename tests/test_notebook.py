@@ -58,6 +58,7 @@ def test_it_is_stored_clean():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter; the notebook runs in another process
 def test_it_runs_from_top_to_bottom_and_a_training_that_is_run_again_goes_on(tmp_path, monkeypatch):
     images, runs = write_bars(tmp_path / "bars.npz", (12, 12)), tmp_path / "drive"
     notebook = with_settings(
