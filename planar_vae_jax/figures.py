@@ -11,6 +11,7 @@ from planar_vae_jax.data import Dataset, examples
 from planar_vae_jax.evaluation import Figures, Images
 from planar_vae_jax.models import VAE
 from planar_vae_jax.pictures import draw_latent_space
+from planar_vae_jax.streaming import Streamed
 
 SaveFigure = Callable[[str, Any], object]  # (file name, matplotlib Figure), as ``RunFolder.save_figure``
 
@@ -41,13 +42,13 @@ def _pixels(vae: VAE, binarization: str, objective: str) -> str:
 
 
 def draw_images(
-    save: SaveFigure, vae: VAE, params: Any, data: Dataset, test: Images, setting: str, objective: str
+    save: SaveFigure, vae: VAE, params: Any, data: Dataset, test: Images | Streamed, setting: str, objective: str
 ) -> None:
     """Figures 3 and 4 of the paper, samples from the prior, and the pages on the latent space."""
     chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
-        "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.pixels[chosen])),
+        "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.take(chosen).pixels)),
     }
     title = f"Test images and their reconstructions\n({setting})"
     save("reconstructions.png", plotting.image_rows(rows, title=title, columns=captions))
