@@ -2,47 +2,49 @@
 
     python -m experiments.flow_length --lengths=0,5 --seeds=4
 
-runs ``experiments.mnist`` (whose flags it takes) for each length and seed, one after the other, in
-``WORKDIR/flows=K-seed=S/``, and writes table.md, table.csv, summary.json and flow_length.png: mean and standard
-deviation over seeds, and the difference to the first length, paired by seed, with its 95 % interval. Four seeds of two
-lengths take about 15 minutes on two CPU cores. ``--each_class`` trains on each class alone ("each category" of Xu et
-al. 2023) and draws a page of reconstructions.
+runs ``experiments.mnist`` (whose flags it takes) for each length and seed in ``WORKDIR/flows=K-seed=S/``, and writes
+table.md, table.csv, summary.json and flow_length.png: mean and standard deviation over seeds, and the difference to the
+first length, paired by seed, with its 95 % interval. Four seeds of two lengths take about 15 minutes on two CPU cores.
+The seeds of a length are trained one after the other or all together, whichever is measured to be faster.
+``--each_class`` trains on each class alone ("each category" of Xu et al. 2023) and draws a page of reconstructions.
 
 A sweep that was stopped goes on when the same command is run again, also with more lengths or seeds: runs that are
 finished are not repeated.
 """
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import mnist
-from planar_vae_jax import evaluation, plotting, seeds
+from planar_vae_jax import evaluation, plotting, published, seeds
 from planar_vae_jax.data import Dataset
 from planar_vae_jax.flagged_data import choose_images, load_images
 from planar_vae_jax.load import load_run
+from planar_vae_jax.placement import Placement
+from planar_vae_jax.runs.choice import ASKED, Choices, Timing, time_seeds
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, warn
-from planar_vae_jax.runs.files import read_json, replacing
+from planar_vae_jax.runs.devices import Devices, choose_devices, choose_devices_of_seeds
+from planar_vae_jax.runs.files import read_json
 from planar_vae_jax.runs.folder import RunFolder, is_finished, open_run
+from planar_vae_jax.runs.together import Seed, fit_together
 
 FIGURES = mnist.SHOWN
+TOGETHER = "together.json"  # how the seeds of each length were trained
+THREEFRY = "threefry2x32"  # under vmap the other generators draw for all seeds by the key of the first
 PANELS = {
     "free_energy": "free energy (nats per image)",
     "nll": "NLL (nats per image)",
     "squared_error": "squared error per image",
 }
 EXAMPLES = 10  # of each class, on the page of reconstructions
-# Free energy and NLL on the static binarised MNIST of Larochelle & Murray, in a public reproduction of Rezende &
-# Mohamed (2015): amortised planar flows, 784-400-400 networks, 40 latents, 500,000 updates.
-REPRODUCTION = "a reproduction of\nRezende & Mohamed"
-PUBLISHED = {
-    PANELS["free_energy"]: {0: 98.14, 10: 93.48, 20: 92.28, 40: 91.34, 80: 90.86},
-    PANELS["nll"]: {0: 92.58, 10: 88.95, 20: 88.09, 40: 87.45, 80: 87.09},
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ class Config(mnist.Config):
     )
     seeds: int = flag(4, "of each model: --seed, --seed + 1, ...", at_least=1, at_most=10_000, resumable=True)
     each_class: bool = flag(False, "train on each class alone (those of --classes, if given)")
+    together: str = flag(
+        "auto",
+        "train the seeds of a length at once; auto: where that is measured to be faster",
+        choices=ASKED,
+        resumable=True,
+        default_before="no",
+    )
     flows: int = flag(None, "of experiments.mnist alone; here: --lengths")
 
 
@@ -91,13 +100,13 @@ def main(argv: list[str]) -> None:
             return
         for note in notes if sweep.new else ():
             warn(note)
-        summaries = train(sweep, runs)
+        summaries = train(sweep, runs, config.together)
         rows = seeds.compare(by_length(config, runs, summaries), FIGURES)
         numbers = range(config.seed, config.seed + config.seeds)
-        write(sweep, "table.csv", seeds.comma_separated(rows, FIGURES, numbers))
+        sweep.save_text("table.csv", seeds.comma_separated(rows, FIGURES, numbers))
         first = next(iter(summaries.values()))
         setting = describe(config, first)
-        write(sweep, "table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
+        sweep.save_text("table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
         draw_lengths(sweep, config, rows, setting, whole[0].name)
         if config.each_class:
             draw_page(sweep, config, runs, setting)
@@ -106,6 +115,7 @@ def main(argv: list[str]) -> None:
                 **{name: first[name] for name in ("dataset", "source", "binarization")},
                 **{field.name: getattr(config, field.name) for field in dataclasses.fields(Config) if tells(field)},
                 "rows": rows,
+                "trained_together": read_json(sweep.workdir / TOGETHER) or {},
                 "seconds": sum(summary["seconds"] for summary in summaries.values()),
             }
         )
@@ -126,6 +136,8 @@ def check_flags(config: Config) -> None:
         raise UsageError(f"--eval_only is of a single run: {single}")
     if config.coordinator is not None:
         raise UsageError(f"--coordinator is of a single run, a sweep is one process; got {config.coordinator!r}")
+    if config.together == "yes" and config.prng != THREEFRY:
+        raise UsageError(f"--together=yes needs --prng={THREEFRY}; got --prng={config.prng}")
     if not config.lengths or len(set(config.lengths)) < len(config.lengths):
         given = ",".join(map(str, config.lengths))
         raise UsageError(f"--lengths must be at least one number, and none twice; got {given!r}")
@@ -143,8 +155,9 @@ def plan(config: Config, data: Dataset, identity: dict[str, Any]) -> list[Run]:
     for label, of_label in images.items():
         for flows in config.lengths:
             for seed in range(config.seed, config.seed + config.seeds):
-                runs.append(Run(flows, seed, label, config_of_run(config, flows, seed, label), *of_label))
-                mnist.check_data(runs[-1].config, runs[-1].data)
+                one = config_of_run(config, flows, seed, label)
+                one = mnist.with_defaults(one, mnist.check_data(one, of_label[0]))
+                runs.append(Run(flows, seed, label, one, *of_label))
     return runs
 
 
@@ -159,26 +172,54 @@ def config_of_run(config: Config, flows: int, seed: int, label: int | None) -> m
     return one
 
 
-def train(sweep: RunFolder, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The summary of each run by its name, after those that are not finished have been trained."""
-    configs = {run.name: dataclasses.replace(run.config, workdir=str(sweep.workdir / run.name)) for run in runs}
-    finished = {run.name: is_trained(configs[run.name], run) for run in runs}  # each is compared before any begins
+def train(sweep: RunFolder, runs: Sequence[Run], asked: str) -> dict[str, dict[str, Any]]:
+    """The summary of each run by its name, after those not finished have been trained, together as ``asked``."""
+    runs = [run._replace(config=replace(run.config, workdir=str(sweep.workdir / run.name))) for run in runs]
+    finished = {run.name: is_finished(run.config, "mnist", run.identity) for run in runs}  # each before any begins
     done = sum(finished.values())
     sweep.go_on(0.0, f"with {done} of {len(runs)} runs done")
+    choices = Choices(sweep.workdir / TOGETHER, asked)
     summaries = {}
-    for run in runs:
-        if finished[run.name]:
-            summaries[run.name] = read_json(sweep.workdir / run.name / "summary.json") or {}
-        else:
-            print(f"\nrun {done + 1} of {len(runs)}: {run.name}", flush=True)
-            summaries[run.name] = mnist.train(configs[run.name], run.data, run.identity)
-            done += 1
+    for _, of_length in itertools.groupby(runs, key=lambda run: (run.label, run.flows)):
+        group = list(of_length)
+        devices = train_together([run for run in group if not finished[run.name]], choices)
+        for run in group:
+            if finished[run.name]:
+                summaries[run.name] = read_json(sweep.workdir / run.name / "summary.json") or {}
+            else:
+                print(f"\nrun {done + 1} of {len(runs)}: {run.name}", flush=True)
+                summaries[run.name] = mnist.train(run.config, run.data, run.identity, devices=devices)
+                done += 1
     return summaries
 
 
-def is_trained(config: mnist.Config, run: Run) -> bool:
-    """Whether a run's folder holds it, finished."""
-    return is_finished(mnist.with_defaults(config, mnist.check_data(config, run.data)), "mnist", run.identity)
+def train_together(runs: Sequence[Run], choices: Choices) -> Devices | None:
+    """Trains the seeds of a length together, if that is chosen; the devices that they are on, for their figures."""
+    if len(runs) < 2:
+        return None
+    config, data = runs[0].config, runs[0].data
+    alone, together = choose_devices(config, config.batch_size), choose_devices_of_seeds(config, len(runs))
+    placed = Placement(data, config.binarization, together, config.batch_size, config.device_memory)
+
+    @functools.cache
+    def prepared() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        vae, training, *_ = mnist.prepare(config, data, placed)
+        return training, [mnist.begin(vae, run.config) for run in runs]
+
+    def measure() -> Timing:
+        return time_seeds(*prepared(), alone, together)
+
+    obstacle = "the training images are sent in chunks, of one seed's order" if placed.streams else None
+    if config.prng != THREEFRY:
+        obstacle = f"with --prng={config.prng} seeds together draw other numbers"
+    if not choices.together(f"flows={config.flows}", alone, together, measure, obstacle):
+        return None
+    print(f"\n{len(runs)} runs together, from {runs[0].name} on; shown while learning: means over them", flush=True)
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(open_run(run.config, "mnist", run.identity, together)) for run in runs]
+        training, starts = prepared()
+        fit_together([Seed(run, **start) for run, start in zip(folders, starts, strict=True)], **training)
+    return together
 
 
 def by_length(
@@ -216,9 +257,9 @@ def draw_lengths(
     """Free energy and NLL (or the squared error, where that is what was trained) against K."""
     names = ("squared_error",) if config.objective == "reconstruction" else ("free_energy", "nll")
     panels = {PANELS[name]: [row[name] for row in rows] for name in names}
-    theirs = {REPRODUCTION: PUBLISHED} if dataset == "binarized_mnist" and config.amortized else None
-    if config.classes or config.each_class:
-        theirs = None
+    theirs = None
+    if dataset == "binarized_mnist" and config.amortized and not (config.classes or config.each_class):
+        theirs = {published.REPRODUCTION: {PANELS[name]: by_k for name, by_k in published.AMORTIZED_PLANAR.items()}}
     figure = plotting.against_length(config.lengths, panels, title=f"What K buys\n({setting})", published=theirs)
     sweep.save_figure("flow_length.png", figure)
 
@@ -241,12 +282,6 @@ def draw_page(sweep: RunFolder, config: Config, runs: Sequence[Run], setting: st
     sweep.save_figure("each_class.png", plotting.image_rows(rows, title=title))
 
 
-def write(sweep: RunFolder, name: str, text: str) -> None:
-    """Writes a text file into the sweep's folder."""
-    with replacing(sweep.workdir / name) as temporary:
-        temporary.write_text(text)
-
-
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the figures over all images."""
     several = len(rows[0][FIGURES[0]]["by_seed"]) > 1
@@ -257,17 +292,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(spreads, FIGURES)
     if len(rows) > 1:
         print(f"\ndifference to K = {rows[0]['flows']}, paired by seed{', ± half of its 95 % interval' * several}")
-        print_table({f"K = {row['flows']}": halves(row["minus_first"]) for row in rows[1:]}, FIGURES)
-
-
-def halves(differences: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """For a table: each difference, and half of its interval's width."""
-    found: dict[str, float | None] = {}
-    for name, difference in differences.items():
-        low, high = difference["low"], difference["high"]
-        found[name] = difference["mean"]
-        found[f"{name}_se"] = None if low is None or high is None else (high - low) / 2
-    return found
+        print_table({f"K = {row['flows']}": seeds.halves(row["minus_first"]) for row in rows[1:]}, FIGURES)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ from planar_vae_jax import evaluation, plotting
 from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.convolutions import divisible_by_4
 from planar_vae_jax.data import DATASETS, Dataset
+from planar_vae_jax.evaluation import Images
 from planar_vae_jax.figures import describe, draw_images, draw_losses
 from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.likelihoods import LIKELIHOODS, default_binarization, measured
+from planar_vae_jax.load import vae_from_flags
 from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
@@ -34,11 +36,12 @@ from planar_vae_jax.placement import Placement
 from planar_vae_jax.precision import PRECISIONS
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
-from planar_vae_jax.runs.devices import DeviceFlags, choose_devices
+from planar_vae_jax.runs.devices import DeviceFlags, Devices, choose_devices
 from planar_vae_jax.runs.files import as_run_error, read_json
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
 from planar_vae_jax.runs.memory import parse_bytes
+from planar_vae_jax.streaming import Streamed
 
 SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 FLAGS = (
@@ -131,12 +134,13 @@ def main(argv: list[str]) -> None:
     train(config, data, identity, notes)
 
 
-def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """One run, to its end; returns its summary. ``notes``: what was said of its data."""
-    steps_per_epoch = check_data(config, data)
-    config = with_defaults(config, steps_per_epoch)
+def train(
+    config: Config, data: Dataset, identity: dict[str, Any], notes: Sequence[str] = (), devices: Devices | None = None
+) -> dict[str, Any]:
+    """One run, to its end; returns its summary. ``notes``: said of its data; ``devices``: instead of ``--devices``."""
+    config = with_defaults(config, check_data(config, data))
     binarization = config.binarization
-    devices = choose_devices(config, config.batch_size)
+    devices = devices or choose_devices(config, config.batch_size)
     placed = Placement(data, binarization, devices, config.batch_size, config.device_memory)
     with open_run(config, "mnist", identity, devices) as run:
         if run.finished:
@@ -144,57 +148,9 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
         for note in notes if run.new else ():
             warn(note)
 
-        vae = VAE(
-            data.x_train.shape[1:],
-            latent=config.latent,
-            hidden=config.hidden,
-            flow_length=config.flows,
-            amortized=config.amortized,
-            h=config.h,
-            layers=config.layers,
-            posterior=config.posterior,
-            encoder=config.encoder,
-            likelihood=config.likelihood,
-            precision=config.precision,
-        )
-        init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
-        loss = shared_loss(
-            vae,
-            config.objective,
-            binarization,
-            train_samples=config.train_samples,
-            kl_warmup_steps=config.kl_warmup * steps_per_epoch,
-            annealing_steps=config.energy_annealing * steps_per_epoch,
-        )
-        optimizer = shared_optimizer(
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-            weight_decay=config.weight_decay,
-            clip_norm=config.clip_norm,
-        )
         print(f"images on each device: {placed}", flush=True)
-        test, validation = placed.test(), placed.valid()
-        split, watched = ("test", test) if validation is None else ("validation", validation)
-
-        fitted = fit(
-            run,
-            loss,
-            optimizer,
-            vae.init(init_key),
-            train_key,
-            steps=config.epochs * steps_per_epoch,
-            steps_per_epoch=steps_per_epoch,
-            data=placed.train(),
-            batch_size=config.batch_size,
-            report=lambda params: evaluation.mean_loss(
-                vae, params, watched, config.objective, split, config.train_samples
-            ),
-            score=None if validation is None else "validation_loss",
-            patience=config.patience,
-            show=("train_loss", f"{split}_loss"),
-        )
-
+        vae, training, test, split = prepare(config, data, placed)
+        fitted = fit(run, **begin(vae, config), **training)
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
         print(f"nats are of {measured(config.likelihood, binarization)}", flush=True)
@@ -236,6 +192,51 @@ def train(config: Config, data: Dataset, identity: dict[str, Any], notes: Sequen
             f"active units: {units['count']} of {vae.latent} (the mean of q_0 varies by more than {units['threshold']})"
         )
         return summary
+
+
+def prepare(config: Config, data: Dataset, placed: Placement) -> tuple[VAE, dict[str, Any], Images | Streamed, str]:
+    """What runs with other seeds have in common: the architecture, arguments of :func:`fit`, the test images, and the
+    split whose loss is shown while learning."""
+    steps_per_epoch, binarization = check_data(config, data), config.binarization
+    vae = vae_from_flags(dataclasses.asdict(config), data.x_train.shape[1:])
+    loss = shared_loss(
+        vae,
+        config.objective,
+        binarization,
+        train_samples=config.train_samples,
+        kl_warmup_steps=config.kl_warmup * steps_per_epoch,
+        annealing_steps=config.energy_annealing * steps_per_epoch,
+    )
+    optimizer = shared_optimizer(
+        config.optimizer,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    test, validation = placed.test(), placed.valid()
+    split, watched = ("test", test) if validation is None else ("validation", validation)
+    training = {
+        "loss": loss,
+        "optimizer": optimizer,
+        "steps": config.epochs * steps_per_epoch,
+        "steps_per_epoch": steps_per_epoch,
+        "data": placed.train(),
+        "batch_size": config.batch_size,
+        "report": lambda params: evaluation.mean_loss(
+            vae, params, watched, config.objective, split, config.train_samples
+        ),
+        "score": None if split == "test" else "validation_loss",
+        "patience": config.patience,
+        "show": ("train_loss", f"{split}_loss"),
+    }
+    return vae, training, test, split
+
+
+def begin(vae: VAE, config: Config) -> dict[str, Any]:
+    """What follows from the seed: the arguments of :func:`fit` that :func:`prepare` leaves open."""
+    init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
+    return {"params": vae.init(init_key), "key": train_key}
 
 
 def check_flags(config: Config) -> None:

@@ -10,7 +10,7 @@ A mesh has one axis, ``data``: batches are split along it, parameters and data a
 nothing of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,24 @@ def everywhere(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: _constrain(leaf, PartitionSpec()), tree)
 
 
+def in_shares(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, called on each device with its share of the first argument's leading axis and all of the others.
+
+    Inside it there is no mesh, so what one device computes is what it would compute alone. It returns arrays with that
+    axis.
+    """
+    if size() == 1:
+        return function
+    share, whole = PartitionSpec(AXIS), PartitionSpec()
+
+    def shared(first: Any, *rest: Any) -> Any:
+        # Unchecked: a loss may give a constant where a loop carries what varies from device to device.
+        in_specs = (share, *[whole] * len(rest))
+        return jax.shard_map(function, in_specs=in_specs, out_specs=share, check_vma=False)(first, *rest)
+
+    return shared
+
+
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
     return array if size() == 1 else jax.lax.with_sharding_constraint(array, spec)
 
@@ -66,6 +84,24 @@ def _put(leaf: Any, mesh: Mesh | None) -> jax.Array:
         return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), mesh), impl=jax.random.key_impl(leaf))
     array = np.asarray(leaf, jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def stack(trees: Sequence[Any], mesh: Mesh | None) -> Any:
+    """Trees of the same shapes as one with a leading axis, which is split over the devices of the mesh.
+
+    By way of the host: to compile it takes long, as there are many arrays.
+    """
+    return jax.tree.map(lambda *leaves: _stack(leaves, mesh), *trees)
+
+
+def _stack(leaves: Sequence[Any], mesh: Mesh | None) -> jax.Array:
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        words = _stack([jax.random.key_data(leaf) for leaf in leaves], mesh)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaves[0]))
+    array = np.stack([np.asarray(leaf) for leaf in leaves])
+    if mesh is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, PartitionSpec(AXIS)), lambda part: array[part])
 
 
 def local(tree: Any) -> Any:

@@ -56,6 +56,11 @@ class Placement:
             for size, room, kind in shares
         )
 
+    @property
+    def streams(self) -> bool:
+        """Whether the training images are sent in chunks."""
+        return self._train_room is not None
+
     def train(self) -> Any:
         """For :func:`planar_vae_jax.runs.fit.fit`; static images are drawn once, for every seed the same."""
         x, static = self.data.x_train, self.binarization == "static"

@@ -119,6 +119,16 @@ def interval_text(difference: Mapping[str, Any]) -> str:
     return with_interval(difference["mean"], difference["low"], difference["high"])
 
 
+def halves(differences: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """For a table: each difference, and half of its interval's width."""
+    found: dict[str, float | None] = {}
+    for name, difference in differences.items():
+        low, high = difference["low"], difference["high"]
+        found[name] = difference["mean"]
+        found[f"{name}_se"] = None if low is None or high is None else (high - low) / 2
+    return found
+
+
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, "|---" * len(lines[0]) + "|", *body])

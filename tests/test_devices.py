@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from image_runs import write_noise
 
-from planar_vae_jax.runs import devices
+from planar_vae_jax.runs import devices, reading
 
 ROOT = Path(__file__).parents[1]
 TINY = "--epochs=2 --hidden=8 --latent=6 --batch_size=16 --nll_samples=4 --flows=3 --validation=10"
@@ -33,10 +33,14 @@ def run(there, images, *runs):
 
 def numbers(workdir):
     """Every figure of a run but its seconds, in order."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    found = [value for line in lines for name, value in sorted(line.items()) if name != "seconds"]
     summary = json.loads((workdir / "summary.json").read_text())
-    return np.array(found + list(summary["test"].values()), float)
+    return np.array(lines(workdir) + list(summary["test"].values()), float)
+
+
+def lines(workdir):
+    """Those of the training alone."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [value for line in found for name, value in sorted(line.items()) if name != "seconds"]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,28 @@ def test_figures_can_be_computed_again_on_other_devices(runs):
     again = json.loads((runs[0] / "8" / "epoch-2" / "summary.json").read_text())
     first = json.loads((runs[0] / "8" / "summary.json").read_text())
     assert again["test"]["free_energy"] == pytest.approx(first["test"]["free_energy"], rel=1e-5)
+
+
+def test_seeds_over_eight_devices_are_eight_runs(images, tmp_path):
+    command = [sys.executable, "-m", "tests.device_seeds", str(images), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for seed in range(8):
+        alone, together = (tmp_path / way / f"seed={seed}" for way in ("alone", "together"))
+        np.testing.assert_allclose(lines(together), lines(alone), rtol=2e-5, atol=1e-6)
+        ours, theirs = (reading.read_checkpoint(one / "checkpoints", "best") for one in (together, alone))
+        assert ours.step == theirs.step
+        for name, leaf in theirs.leaves.items():
+            if isinstance(leaf, np.ndarray):
+                np.testing.assert_allclose(ours.leaves[name], leaf, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert len({tuple(lines(tmp_path / "alone" / f"seed={seed}")) for seed in range(8)}) == 8
+    assert "computing on 8 of 8 devices (cpu), 1 of the 8 seeds on each\n" in done.stdout
+    assert "\nall 6 6 of 8 devices (cpu), 1 of the 6 seeds on each\n" in done.stdout
+    assert "\n4 6 3 of 8 devices (cpu), 2 of the 6 seeds on each\n" in done.stdout
+    assert "\nall 5 5 of 8 devices (cpu), 1 of the 5 seeds on each\n" in done.stdout
+    assert "\nall 13 1 of 8 devices (cpu)\n" in done.stdout  # a prime
+    assert "\n2 8 2 of 8 devices (cpu), 4 of the 8 seeds on each\n" in done.stdout
+    assert "\n9 8 error: --devices must be at most the 8 there are; got 9\n" in done.stdout
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ def images(tmp_path_factory):
 
 
 def arguments(images, workdir, *flags):
-    return [*TINY, "--lengths=0,2", "--seeds=3", f"--dataset={images}", f"--workdir={workdir}", *flags]
+    alone = "--together=no"  # for the bits of a run by itself
+    return [*TINY, "--lengths=0,2", "--seeds=3", alone, f"--dataset={images}", f"--workdir={workdir}", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,8 @@ def test_a_sweep_that_is_killed_goes_on(images, swept, tmp_path):
         ("--each_class --batch_size=21", ["--batch_size", "at most the 20", "21"]),
         ("--each_class --validation=20", ["--validation", "20"]),
         ("--objective=reconstruction --kl_warmup=2", ["--kl_warmup", "reconstruction"]),
+        ("--together=always", ["--together", "auto, yes, no", "always"]),
+        ("--together=yes --prng=rbg", ["--together=yes", "--prng=threefry2x32", "rbg"]),
     ],
 )
 def test_bad_flags_are_refused_before_any_run_begins(images, tmp_path, flag, words):

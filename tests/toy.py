@@ -6,6 +6,7 @@ python -m tests.toy --workdir=DIR
 import functools
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,26 +73,33 @@ def streamed(data: dict[str, np.ndarray], room: int) -> Streamed:
     return Streamed(lambda rows: jax.tree.map(lambda leaf: leaf[rows], data), like, EXAMPLES, room)
 
 
-def train(config: Config, run) -> Fitted:
-    """The toy's call of ``fit``."""
+def arguments(config: Config) -> dict[str, Any]:
+    """Of ``fit``, but for the run."""
     data = None if config.data == "none" else examples(int(config.other))
     data = streamed(data, config.room) if data and config.room else data
-    return fit(
-        run,
-        make_loss(config.bomb),
-        make_optimizer(config.rate),
-        {"w": jnp.zeros(3), "b": jnp.zeros(())},
-        jax.random.key(config.seed),
-        steps=STEPS * config.epochs if data else 4 * config.epochs - 2,
-        steps_per_epoch=STEPS,
-        data=data,
-        batch_size=BATCH if data else None,
-        report=lambda params: (time.sleep(config.pause), report(params))[1],
-        score="distance",
-        patience=config.patience,
-        show=("loss", "distance"),
-        unit="epoch" if data else "step",
-    )
+    return {
+        "loss": make_loss(config.bomb),
+        "optimizer": make_optimizer(config.rate),
+        **begin(config),
+        "steps": STEPS * config.epochs if data else 4 * config.epochs - 2,
+        "steps_per_epoch": STEPS,
+        "data": data,
+        "batch_size": BATCH if data else None,
+        "report": lambda params: (time.sleep(config.pause), report(params))[1],
+        "score": "distance",
+        "patience": config.patience,
+        "show": ("loss", "distance"),
+        "unit": "epoch" if data else "step",
+    }
+
+
+def begin(config: Config) -> dict[str, Any]:
+    return {"params": {"w": jnp.zeros(3), "b": jnp.zeros(())}, "key": jax.random.key(config.seed)}
+
+
+def train(config: Config, run) -> Fitted:
+    """The toy's call of ``fit``."""
+    return fit(run, **arguments(config))
 
 
 def main(argv: list[str]) -> None:

@@ -36,6 +36,37 @@ def train_steps(
     return meshes.everywhere(training.train_steps(loss, optimizer, state, info, data, order, *rest))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def train_together(
+    loss: training.Loss,
+    optimizer: optax.GradientTransformation,
+    state: Any,
+    info: Any,
+    data: Any,
+    order: Any,
+    key: jax.Array,
+    start: jax.Array | int,
+    stop: jax.Array | int,
+) -> tuple[training.TrainState, training.StepInfo]:
+    """:func:`training.train_steps` of several seeds: ``state``, ``info``, ``order`` and ``key`` have a leading axis of
+    them. Under a mesh each device takes its share of the seeds, and nothing is exchanged."""
+
+    def seeds(of_each: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
+        def one(state: Any, info: Any, order: Any, key: jax.Array) -> Any:
+            return training.train_steps(loss, optimizer, state, info, data, order, key, start, stop)
+
+        return jax.vmap(one)(*of_each)
+
+    first, last = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
+    return meshes.in_shares(seeds)((state, info, order, key), data, first, last)
+
+
+@jax.jit
+def take_seed(stacked: Any, seed: jax.Array | int) -> Any:
+    """The tree of one of several seeds, whole on every device."""
+    return meshes.everywhere(jax.tree.map(lambda leaf: leaf[seed], stacked))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def begin_epoch(
     size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array

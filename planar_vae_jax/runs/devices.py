@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,18 @@ class Devices:
 
     used: tuple[jax.Device, ...]
     mesh: Mesh | None  # None: one device, and nothing is split
-    batch_size: int | None = None  # what is split
+    size: int | None = None  # of what is split
+    split: str = "examples of a step"
 
     def replicate(self, tree: Any) -> Any:
         """Arrays, whole on every device; of what is streamed, each chunk."""
         if isinstance(tree, Streamed):
             return dataclasses.replace(tree, put=self.replicate)
         return meshes.replicate(tree, self.mesh)
+
+    def stack(self, trees: Sequence[Any]) -> Any:
+        """Trees as one with a leading axis, which is split over the devices."""
+        return meshes.stack(trees, self.mesh)
 
     def local(self, tree: Any) -> Any:
         """Such arrays as ordinary ones of one device; what is streamed is sent to one."""
@@ -91,7 +96,7 @@ class Devices:
         if self.mesh is None:
             return f"1 of {jax.device_count()} devices ({kind})" if jax.device_count() > 1 else f"1 device ({kind})"
         of = f" of {processes.count()} processes" if processes.count() > 1 else ""
-        share = "" if self.batch_size is None else f", {self.batch_size // len(self.used)} examples of a step on each"
+        share = "" if self.size is None else f", {self.size // len(self.used)} {self.split} on each"
         return f"{len(self.used)} of {jax.device_count()} devices ({kind}){of}{share}"
 
 
@@ -129,6 +134,21 @@ def choose_devices(config: DeviceFlags, batch_size: int) -> Devices:
         raise UsageError(f"--devices must {wish}; got {count}; the nearest: {_nearest(count, sizes)}")
     used = tuple(device for devices in there for device in devices[: count // number])
     return Devices(used, meshes.data_mesh(used) if count > 1 else None, batch_size)
+
+
+def choose_devices_of_seeds(config: DeviceFlags, seeds: int) -> Devices:
+    """What seeds are split over: of the devices that ``--devices`` allows, the largest number that divides theirs.
+
+    Raises:
+        UsageError: there are not so many.
+    """
+    there = _all_devices()
+    count = len(there) if config.devices == "all" else _count(config.devices)
+    if count > len(there):
+        raise UsageError(f"--devices must be at most the {len(there)} there are; got {count}")
+    count = next(number for number in range(min(count, seeds), 0, -1) if seeds % number == 0)
+    used = tuple(there[:count])
+    return Devices(used, meshes.data_mesh(used) if count > 1 else None, seeds, f"of the {seeds} seeds")
 
 
 def _count(text: str) -> int:

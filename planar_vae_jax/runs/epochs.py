@@ -18,6 +18,18 @@ class Epochs(NamedTuple):
         """How many epochs there are."""
         return -(-self.steps // self.steps_per_epoch)
 
+    def check_size(self, size: int | None, batch_size: int | None) -> None:
+        """Checks that there are examples enough for an epoch; ``None``: none are needed.
+
+        Raises:
+            ValueError: it is to take more than there are.
+        """
+        if size is not None and not 1 <= self.steps_per_epoch * (batch_size or size + 1) <= size:
+            raise ValueError(
+                f"an epoch takes each of the {size} examples of data at most once; got "
+                f"steps_per_epoch={self.steps_per_epoch} of batch_size={batch_size}"
+            )
+
     def length(self, epoch: int) -> int:
         """Steps of an epoch."""
         return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)

@@ -22,13 +22,7 @@ from planar_vae_jax.runs.checkpoints import Checkpoints
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
 from planar_vae_jax.runs.epochs import Done, Epochs, Pace
-from planar_vae_jax.runs.files import (
-    RunError,
-    append_json_line,
-    cut_json_lines,
-    finite,
-    write_failure,
-)
+from planar_vae_jax.runs.files import RunError, append_json_line, cut_json_lines, finite, write_failure
 from planar_vae_jax.runs.folder import RunFolder
 from planar_vae_jax.runs.shared import SharedCheckpoints
 from planar_vae_jax.runs.stopping import EarlyStopping, best_state, stored_state
@@ -99,22 +93,15 @@ def fit(
     """
     epochs = Epochs(steps, steps_per_epoch, unit)
     size = None if data is None else len(jax.tree.leaves(data)[0])
-    if size is not None and not 1 <= steps_per_epoch * (batch_size or size + 1) <= size:
-        raise ValueError(
-            f"an epoch takes each of the {size} examples of data at most once; got steps_per_epoch={steps_per_epoch} "
-            f"of batch_size={batch_size}"
-        )
+    epochs.check_size(size, batch_size)
     if patience and score is None:
         raise ValueError("patience needs a score")
     early = EarlyStopping(score, patience)
     if run.eval_only:
         chosen = stored_state(run, epochs, params, early)
         return Fitted(chosen.params, None, chosen.lines, chosen.epoch, early.over(chosen.lines))
-    own = Checkpoints(
-        run.workdir / "checkpoints", keep=run.config.keep, warn=warn, check=_check_finite, name=epochs.name
-    )
-    with SharedCheckpoints(own) as checkpoints:
-        loop = _Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints, early)
+    with open_checkpoints(run, epochs) as checkpoints:
+        loop = Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints, early)
         loop.begin_or_go_on()
         report = run.devices.under(report)
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
@@ -136,7 +123,13 @@ def fit(
     return Fitted(best, state, loop.lines, epoch, early.over(loop.lines))
 
 
-class _Loop:
+def open_checkpoints(run: RunFolder, epochs: Epochs) -> SharedCheckpoints:
+    """Those of a training, to go on from and to write."""
+    folder, keep = run.workdir / "checkpoints", run.config.keep
+    return SharedCheckpoints(Checkpoints(folder, keep=keep, warn=warn, check=_check_finite, name=epochs.name))
+
+
+class Loop:
     """A training under way."""
 
     def __init__(
@@ -202,10 +195,14 @@ class _Loop:
         self.checkpoints.begin_to_write()
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
 
-    def train_epoch(self) -> None:
-        """The steps of the epoch that is next, or what is left of them."""
+    def begin_epoch(self) -> None:
+        """What the steps of the epoch that is next are given, or those that are left of it."""
         self.steps_key = self.feed.begin(self.done.epoch)
         self.info = self.info if self.done.position else self.empty
+
+    def train_epoch(self) -> None:
+        """The steps of the epoch that is next, or what is left of them."""
+        self.begin_epoch()
         stop = self.epochs.length(self.done.epoch)
         while self.done.position < stop:
             self.stop_if_asked()

@@ -45,7 +45,10 @@ class RunFolder:
         new: whether the run begins now.
         devices: what it computes on.
         finished: whether there is nothing left to do.
+        sharing: how many runs this process's time is spent on, all of them at once.
     """
+
+    sharing = 1
 
     def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices):
         """Looks at the folder, and writes nothing.
@@ -74,14 +77,19 @@ class RunFolder:
         return self._stored is None
 
     def seconds(self) -> float:
-        """Spent on this run so far, in earlier processes up to the checkpoint and in this one."""
-        return self._earlier + time.perf_counter() - self._started
+        """Spent on this run so far (its share), in earlier processes up to the checkpoint and in this one."""
+        return self._earlier + (time.perf_counter() - self._started) / self.sharing
 
     def save_figure(self, name: str, figure: Any) -> None:
         """Writes a matplotlib figure as ``name`` in the folder."""
         if processes.index() == 0:
             with replacing(self.workdir / name) as temporary:
                 figure.savefig(temporary)
+
+    def save_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
+        with replacing(self.workdir / name) as temporary:
+            temporary.write_text(text)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json``, by which the run is finished, and says where everything is."""

@@ -184,9 +184,14 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
+_calls = 0  # of Orbax that are under way, of all checkpoints
+
+
 def silence(on: bool) -> None:
     """While we call Orbax, it logs nothing: what matters is raised, and told in our words."""
-    change = logging.getLogger("absl").addFilter if on else logging.getLogger("absl").removeFilter
+    global _calls
+    _calls += 1 if on else -1
+    change = logging.getLogger("absl").addFilter if _calls > 0 else logging.getLogger("absl").removeFilter
     change(_is_not_orbax)
 
 
