@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments import mnist
 from planar_vae_jax import evaluation, plotting, published, seeds
-from planar_vae_jax.data import Dataset
+from planar_vae_jax.data import Dataset, is_binary
 from planar_vae_jax.flagged_data import choose_images, load_images
 from planar_vae_jax.load import load_run
 from planar_vae_jax.placement import Placement
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
         numbers = range(config.seed, config.seed + config.seeds)
         sweep.save_text("table.csv", seeds.comma_separated(rows, FIGURES, numbers))
         first = next(iter(summaries.values()))
-        setting = describe(config, first)
+        setting = describe(config, first, is_binary(whole[0]))
         sweep.save_text("table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
         draw_lengths(sweep, config, rows, setting, whole[0].name)
         if config.each_class:
@@ -236,13 +236,13 @@ def by_length(
     return found
 
 
-def describe(config: Config, summary: Mapping[str, Any]) -> str:
+def describe(config: Config, summary: Mapping[str, Any], binary: bool) -> str:
     """What tells this sweep's figures from another's."""
     binarization = summary["binarization"]
     parts = [
         f"{summary['dataset']}{f' classes {shown(as_json(config.classes))}' if config.classes else ''}",
         *(["a model for each class"] if config.each_class else []),
-        "grey levels" if binarization == "none" else f"{binarization} binarisation",
+        "binary images" if binary else "grey levels" if binarization == "none" else f"{binarization} binarisation",
         "each image its own flow" if config.amortized else "one flow for all images",
         *([f"objective {config.objective}"] if config.objective != "elbo" else []),
         f"{config.epochs} epoch{'s' * (config.epochs > 1)}",

@@ -22,7 +22,7 @@ import numpy as np
 from planar_vae_jax import evaluation, plotting
 from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.convolutions import divisible_by_4
-from planar_vae_jax.data import DATASETS, Dataset
+from planar_vae_jax.data import DATASETS, Dataset, is_binary
 from planar_vae_jax.evaluation import Images
 from planar_vae_jax.figures import describe, draw_images, draw_losses
 from planar_vae_jax.flagged_data import load_images
@@ -164,7 +164,8 @@ def train(
             overall = evaluation.with_bits_per_dim(overall, dims)
             by_class = {label: evaluation.with_bits_per_dim(row, dims) for label, row in by_class.items()}
         units = evaluation.active_units(evaluation.latent_units(vae, params, test))
-        setting = describe(data.name, binarization, vae, fitted.epoch, config.objective, config.classes)
+        about = (data.name, binarization, vae, fitted.epoch, config.objective, config.classes, is_binary(data))
+        setting = describe(*about)
         draw_images(run.save_figure, vae, params, data, test, setting, config.objective)
         draw_losses(run.save_figure, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {

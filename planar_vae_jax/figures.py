@@ -17,12 +17,18 @@ SaveFigure = Callable[[str, Any], object]  # (file name, matplotlib Figure), as 
 
 
 def describe(
-    name: str, binarization: str, vae: VAE, epochs: int, objective: str, classes: tuple[int, ...] | None
+    name: str,
+    binarization: str,
+    vae: VAE,
+    epochs: int,
+    objective: str,
+    classes: tuple[int, ...] | None,
+    binary: bool = False,
 ) -> str:
-    """What tells this run's figures from another's."""
+    """What tells this run's figures from another's; ``binary``: the images were that before."""
     parts = [
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
-        _pixels(vae, binarization, objective),
+        "binary images" if binary else _pixels(vae, binarization, objective),
         *(["gated convolutions"] if vae.encoder == "conv" else ["two hidden layers"] if vae.layers == 2 else []),
         *(["full covariance"] if vae.posterior == "full" else []),
         f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",

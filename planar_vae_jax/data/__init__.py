@@ -14,7 +14,7 @@ builders do (and ``importlib_resources``, undeclared), so TFDS is asked for byte
 Every fault is a :class:`DataError` whose one line says what was wanted, what came, and where.
 """
 
-from planar_vae_jax.data.dataset import Dataset, dataset_identity, examples, hold_out, select_classes
+from planar_vae_jax.data.dataset import Dataset, dataset_identity, examples, hold_out, is_binary, select_classes
 from planar_vae_jax.data.errors import ArgumentError, DataError
 from planar_vae_jax.data.load import DATASETS, check_dataset_name, load_dataset
 from planar_vae_jax.data.mapped import Mapped
@@ -29,6 +29,7 @@ __all__ = [
     "dataset_identity",
     "examples",
     "hold_out",
+    "is_binary",
     "load_dataset",
     "select_classes",
 ]

@@ -151,6 +151,11 @@ def _chosen(array: Any, rows: np.ndarray) -> Any:
     return array.only(np.flatnonzero(rows) if rows.dtype == bool else rows)
 
 
+def is_binary(dataset: Dataset) -> bool:
+    """Whether its first test images have pixels 0 and 255 alone, so that binarising them changes nothing."""
+    return bool(np.isin(dataset.x_test[:1000], (0, 255)).all())
+
+
 def examples(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     """Indices into the test images, one of each class (at most 20); ten spread evenly where there are no labels."""
     if dataset.y_test is None:
