@@ -108,7 +108,7 @@ def test_stopped_by_a_signal_anywhere_it_ends_at_the_same_epoch(whole, tmp_path,
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_as_it_saves_it_ends_at_the_same_epoch(whole, tmp_path, monkeypatch, epoch, when):
     """After the line of metrics, before the checkpoint that counts on it; or right after that."""
-    save = fit._Loop.save
+    save = fit.Loop.save
 
     def killed(loop, score=None):
         if loop.done.epoch != epoch:
@@ -119,7 +119,7 @@ def test_killed_as_it_saves_it_ends_at_the_same_epoch(whole, tmp_path, monkeypat
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit._Loop, "save", killed)
+        patch.setattr(fit.Loop, "save", killed)
         with pytest.raises(Killed):
             start(tmp_path, *PATIENT)
     start(tmp_path, *PATIENT)
