@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import mnist
-from planar_vae_jax import evaluation, plotting, seeds
-from planar_vae_jax.data import Dataset
+from planar_vae_jax import evaluation, plotting, published, seeds
+from planar_vae_jax.data import Dataset, is_binary
 from planar_vae_jax.flagged_data import choose_images, load_images
 from planar_vae_jax.load import load_run
-from planar_vae_jax.runs.choice import ASKED, Choices, time_seeds
+from planar_vae_jax.placement import Placement
+from planar_vae_jax.runs.choice import ASKED, Choices, Timing, time_seeds
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import Devices, choose_devices, choose_devices_of_seeds
@@ -44,13 +45,6 @@ PANELS = {
     "squared_error": "squared error per image",
 }
 EXAMPLES = 10  # of each class, on the page of reconstructions
-# Free energy and NLL on the static binarised MNIST of Larochelle & Murray, in a public reproduction of Rezende &
-# Mohamed (2015): amortised planar flows, 784-400-400 networks, 40 latents, 500,000 updates.
-REPRODUCTION = "a reproduction of\nRezende & Mohamed"
-PUBLISHED = {
-    PANELS["free_energy"]: {0: 98.14, 10: 93.48, 20: 92.28, 40: 91.34, 80: 90.86},
-    PANELS["nll"]: {0: 92.58, 10: 88.95, 20: 88.09, 40: 87.45, 80: 87.09},
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def main(argv: list[str]) -> None:
         numbers = range(config.seed, config.seed + config.seeds)
         sweep.save_text("table.csv", seeds.comma_separated(rows, FIGURES, numbers))
         first = next(iter(summaries.values()))
-        setting = describe(config, first)
+        setting = describe(config, first, is_binary(whole[0]))
         sweep.save_text("table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
         draw_lengths(sweep, config, rows, setting, whole[0].name)
         if config.each_class:
@@ -184,9 +178,7 @@ def train(sweep: RunFolder, runs: Sequence[Run], asked: str) -> dict[str, dict[s
     finished = {run.name: is_finished(run.config, "mnist", run.identity) for run in runs}  # each before any begins
     done = sum(finished.values())
     sweep.go_on(0.0, f"with {done} of {len(runs)} runs done")
-    prng = runs[0].config.prng
-    obstacle = None if prng == THREEFRY else f"with --prng={prng} seeds together draw other numbers"
-    choices = Choices(sweep.workdir / TOGETHER, asked, obstacle)
+    choices = Choices(sweep.workdir / TOGETHER, asked)
     summaries = {}
     for _, of_length in itertools.groupby(runs, key=lambda run: (run.label, run.flows)):
         group = list(of_length)
@@ -207,13 +199,20 @@ def train_together(runs: Sequence[Run], choices: Choices) -> Devices | None:
         return None
     config, data = runs[0].config, runs[0].data
     alone, together = choose_devices(config, config.batch_size), choose_devices_of_seeds(config, len(runs))
+    placed = Placement(data, config.binarization, together, config.batch_size, config.device_memory)
 
     @functools.cache
     def prepared() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        vae, training, *_ = mnist.prepare(config, data, together)
+        vae, training, *_ = mnist.prepare(config, data, placed)
         return training, [mnist.begin(vae, run.config) for run in runs]
 
-    if not choices.together(f"flows={config.flows}", alone, together, lambda: time_seeds(*prepared(), alone, together)):
+    def measure() -> Timing:
+        return time_seeds(*prepared(), alone, together)
+
+    obstacle = "the training images are sent in chunks, of one seed's order" if placed.streams else None
+    if config.prng != THREEFRY:
+        obstacle = f"with --prng={config.prng} seeds together draw other numbers"
+    if not choices.together(f"flows={config.flows}", alone, together, measure, obstacle):
         return None
     print(f"\n{len(runs)} runs together, from {runs[0].name} on; shown while learning: means over them", flush=True)
     with contextlib.ExitStack() as stack:
@@ -237,13 +236,13 @@ def by_length(
     return found
 
 
-def describe(config: Config, summary: Mapping[str, Any]) -> str:
+def describe(config: Config, summary: Mapping[str, Any], binary: bool) -> str:
     """What tells this sweep's figures from another's."""
     binarization = summary["binarization"]
     parts = [
         f"{summary['dataset']}{f' classes {shown(as_json(config.classes))}' if config.classes else ''}",
         *(["a model for each class"] if config.each_class else []),
-        "grey levels" if binarization == "none" else f"{binarization} binarisation",
+        "binary images" if binary else "grey levels" if binarization == "none" else f"{binarization} binarisation",
         "each image its own flow" if config.amortized else "one flow for all images",
         *([f"objective {config.objective}"] if config.objective != "elbo" else []),
         f"{config.epochs} epoch{'s' * (config.epochs > 1)}",
@@ -258,8 +257,9 @@ def draw_lengths(
     """Free energy and NLL (or the squared error, where that is what was trained) against K."""
     names = ("squared_error",) if config.objective == "reconstruction" else ("free_energy", "nll")
     panels = {PANELS[name]: [row[name] for row in rows] for name in names}
-    all_classes = not (config.classes or config.each_class)
-    theirs = {REPRODUCTION: PUBLISHED} if dataset == "binarized_mnist" and config.amortized and all_classes else None
+    theirs = None
+    if dataset == "binarized_mnist" and config.amortized and not (config.classes or config.each_class):
+        theirs = {published.REPRODUCTION: {PANELS[name]: by_k for name, by_k in published.AMORTIZED_PLANAR.items()}}
     figure = plotting.against_length(config.lengths, panels, title=f"What K buys\n({setting})", published=theirs)
     sweep.save_figure("flow_length.png", figure)
 

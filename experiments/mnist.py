@@ -22,8 +22,8 @@ import numpy as np
 from planar_vae_jax import evaluation, plotting
 from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.convolutions import divisible_by_4
-from planar_vae_jax.data import DATASETS, Dataset
-from planar_vae_jax.evaluation import Images, fixed_images
+from planar_vae_jax.data import DATASETS, Dataset, is_binary
+from planar_vae_jax.evaluation import Images
 from planar_vae_jax.figures import describe, draw_images, draw_losses
 from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.likelihoods import LIKELIHOODS, default_binarization, measured
@@ -32,6 +32,7 @@ from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
+from planar_vae_jax.placement import Placement
 from planar_vae_jax.precision import PRECISIONS
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
@@ -39,6 +40,8 @@ from planar_vae_jax.runs.devices import DeviceFlags, Devices, choose_devices
 from planar_vae_jax.runs.files import as_run_error, read_json
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
+from planar_vae_jax.runs.memory import parse_bytes
+from planar_vae_jax.streaming import Streamed
 
 SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 FLAGS = (
@@ -66,7 +69,9 @@ class Config(DeviceFlags):
     epochs: int = flag(30, "passes over the training images; more go on", at_least=1, at_most=10**6, resumable=True)
     seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1, named=True)
     dataset: str = flag(
-        "auto", f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] or [N, H, W, 3] uint8"
+        "auto",
+        f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] or [N, H, W, 3] uint8; or a folder with "
+        "x_train.npy, x_test.npy",
     )
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", resumable=True)
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
@@ -136,13 +141,15 @@ def train(
     config = with_defaults(config, check_data(config, data))
     binarization = config.binarization
     devices = devices or choose_devices(config, config.batch_size)
+    placed = Placement(data, binarization, devices, config.batch_size, config.device_memory)
     with open_run(config, "mnist", identity, devices) as run:
         if run.finished:
             return read_json(run.workdir / "summary.json") or {}
         for note in notes if run.new else ():
             warn(note)
 
-        vae, training, test, split = prepare(config, data, devices)
+        print(f"images on each device: {placed}", flush=True)
+        vae, training, test, split = prepare(config, data, placed)
         fitted = fit(run, **begin(vae, config), **training)
         params, lines = fitted.params, fitted.lines
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
@@ -157,7 +164,8 @@ def train(
             overall = evaluation.with_bits_per_dim(overall, dims)
             by_class = {label: evaluation.with_bits_per_dim(row, dims) for label, row in by_class.items()}
         units = evaluation.active_units(evaluation.latent_units(vae, params, test))
-        setting = describe(data.name, binarization, vae, fitted.epoch, config.objective, config.classes)
+        about = (data.name, binarization, vae, fitted.epoch, config.objective, config.classes, is_binary(data))
+        setting = describe(*about)
         draw_images(run.save_figure, vae, params, data, test, setting, config.objective)
         draw_losses(run.save_figure, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {
@@ -187,7 +195,7 @@ def train(
         return summary
 
 
-def prepare(config: Config, data: Dataset, devices: Devices) -> tuple[VAE, dict[str, Any], Images, str]:
+def prepare(config: Config, data: Dataset, placed: Placement) -> tuple[VAE, dict[str, Any], Images | Streamed, str]:
     """What runs with other seeds have in common: the architecture, arguments of :func:`fit`, the test images, and the
     split whose loss is shown while learning."""
     steps_per_epoch, binarization = check_data(config, data), config.binarization
@@ -207,20 +215,14 @@ def prepare(config: Config, data: Dataset, devices: Devices) -> tuple[VAE, dict[
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
-    images = data.x_train  # static ones are drawn here, once and for every seed the same
-    if binarization == "static":
-        images = np.asarray(fixed_images(images, data.train_index, "train", binarization).pixels)
-    test = devices.replicate(fixed_images(data.x_test, data.test_index, "test", binarization))
-    split, watched = "test", test
-    if data.x_valid is not None and data.valid_index is not None:
-        split, watched = "validation", fixed_images(data.x_valid, data.valid_index, "valid", binarization)
-        watched = devices.replicate(watched)
+    test, validation = placed.test(), placed.valid()
+    split, watched = ("test", test) if validation is None else ("validation", validation)
     training = {
         "loss": loss,
         "optimizer": optimizer,
         "steps": config.epochs * steps_per_epoch,
         "steps_per_epoch": steps_per_epoch,
-        "data": images,
+        "data": placed.train(),
         "batch_size": config.batch_size,
         "report": lambda params: evaluation.mean_loss(
             vae, params, watched, config.objective, split, config.train_samples
@@ -257,6 +259,8 @@ def check_flags(config: Config) -> None:
         for name in ("hidden", "layers"):
             if getattr(config, name) != getattr(Config, name):
                 raise UsageError(f"--{name} is of --encoder=mlp; got --{name}={getattr(config, name)} with conv")
+    if config.device_memory is not None:
+        parse_bytes(config.device_memory)
     with as_run_error(ImportError):
         plotting.check_figures()
 

@@ -17,6 +17,7 @@ import numpy as np
 from planar_vae_jax import meshes, objectives
 from planar_vae_jax.binarization import binarize_each
 from planar_vae_jax.models import VAE
+from planar_vae_jax.streaming import Streamed, map_ahead
 from planar_vae_jax.uncertainty import mean_and_error, means_and_errors
 
 BATCH = 1000  # images at a time; fixed, so that the last bits of a figure depend on nothing
@@ -42,6 +43,10 @@ class Images(NamedTuple):
 
     pixels: jax.Array  # [N, H, W] or [N, H, W, C] uint8; 0 or 255 but for grey levels
     keys: jax.Array  # [N], of posterior samples
+
+    def take(self, rows: np.ndarray) -> "Images":
+        """Some of them."""
+        return Images(self.pixels[rows], self.keys[rows])
 
 
 def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization: str) -> Images:
@@ -87,13 +92,34 @@ def map_batches(function: Callable[..., Any], arrays: tuple[jax.Array, ...], bat
     size = len(arrays[0])
     if size == 0:
         return function(*arrays)
-    devices = meshes.size()
-    batch_size = -(-max(1, min(batch_size, size)) // devices) * devices
+    batch_size = _batch_size(size, batch_size)
     batches = -(-size // batch_size)
     indices = (jnp.arange(batches * batch_size) % size).reshape(batches, batch_size)
     indices = meshes.split(indices, axis=1)
     results = jax.lax.map(lambda index: function(*(array[index] for array in arrays)), indices)
     return meshes.everywhere(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results))
+
+
+def _batch_size(size: int, most: int) -> int:
+    devices = meshes.size()
+    return -(-max(1, min(most, size)) // devices) * devices
+
+
+def map_chunks(function: Callable[[Images], Any], images: Images | Streamed, batch_size: int) -> Any:
+    """``function(images)``, of streamed images chunk by chunk, each leaf ``[N, ...]`` then of NumPy's.
+
+    Chunks are of whole batches of what ``function`` gives :func:`map_batches`, so these are the same, and their bits.
+    """
+    if not isinstance(images, Streamed):
+        return function(images)
+    size, batch_size = len(images), _batch_size(len(images), batch_size)
+    length = images.steps_of_chunk(-(-size // batch_size), batch_size) * batch_size
+    parts = map_ahead(
+        lambda chunk: jax.tree.map(np.asarray, function(chunk)),
+        lambda start: images.take((start + np.arange(length)) % size),
+        range(0, size, length),
+    )
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *parts)
 
 
 @functools.partial(jax.jit, static_argnames="vae")
@@ -114,7 +140,7 @@ def marginal_likelihood(
 
     Of several numbers of samples (:func:`planar_vae_jax.objectives.importance_nll`): ``[N, M]``.
     """
-    chunk = min(samples if isinstance(samples, int) else max(samples), 128)
+    chunk = _samples_decoded(samples)
 
     def batch(pixels: jax.Array, keys: jax.Array) -> objectives.MarginalLikelihood:
         model = vae.bind(params)
@@ -122,13 +148,32 @@ def marginal_likelihood(
         found = objectives.importance_nll(model, unit_pixels(pixels), keys, samples=samples, chunk=chunk)
         return jax.tree.map(jnp.transpose, found)  # images first
 
-    return map_batches(batch, images, (DECODED_BY_CONVOLUTIONS if vae.encoder == "conv" else DECODED) // chunk)
+    return map_batches(batch, images, _images_decoded(vae, samples))
 
 
-def evaluate(vae: VAE, params: Any, images: Images, *, nll_samples: int) -> Figures:
+def _images_decoded(vae: VAE, samples: int | tuple[int, ...]) -> int:
+    """How many images have samples decoded at a time."""
+    return (DECODED_BY_CONVOLUTIONS if vae.encoder == "conv" else DECODED) // _samples_decoded(samples)
+
+
+def _samples_decoded(samples: int | tuple[int, ...]) -> int:
+    """How many samples of an image are decoded at a time."""
+    return min(samples if isinstance(samples, int) else max(samples), 128)
+
+
+def _terms(vae: VAE, params: Any, images: Images | Streamed) -> Any:  # objectives.Terms
+    return map_chunks(functools.partial(free_energy_terms, vae, params), images, BATCH)
+
+
+def _likelihood(vae: VAE, params: Any, images: Images | Streamed, samples: int | tuple[int, ...]) -> Any:
+    function = functools.partial(marginal_likelihood, vae, params, samples=samples)
+    return map_chunks(function, images, _images_decoded(vae, samples))
+
+
+def evaluate(vae: VAE, params: Any, images: Images | Streamed, *, nll_samples: int) -> Figures:
     """All figures of each image, on the host."""
-    terms = free_energy_terms(vae, params, images)
-    likelihood = marginal_likelihood(vae, params, images, samples=objectives.sample_counts(nll_samples))
+    terms = _terms(vae, params, images)
+    likelihood = _likelihood(vae, params, images, objectives.sample_counts(nll_samples))
     figures = Figures(
         terms.free_energy,
         likelihood.nll[:, -1],
@@ -176,9 +221,10 @@ class LatentUnits(NamedTuple):
     kl_q0: np.ndarray  # nats: the closed-form KL of q_0 to the prior (``PlanarFlow.base_kl``), averaged over images
 
 
-def latent_units(vae: VAE, params: Any, images: Images) -> LatentUnits:
+def latent_units(vae: VAE, params: Any, images: Images | Streamed) -> LatentUnits:
     """Over a whole data set, in float64; for K = 0 the sum of ``kl_q0`` is the mean KL without sampling."""
-    means, kl = (np.asarray(leaf, np.float64) for leaf in _base_moments(vae, params, images.pixels))
+    moments = map_chunks(lambda chunk: _base_moments(vae, params, chunk.pixels), images, BATCH)
+    means, kl = (np.asarray(leaf, np.float64) for leaf in moments)
     return LatentUnits(np.var(means, axis=0), np.mean(kl, axis=0))
 
 
@@ -204,16 +250,16 @@ def active_units(units: LatentUnits, threshold: float = 0.01) -> dict[str, Any]:
 
 
 def mean_loss(
-    vae: VAE, params: Any, images: Images, objective: str, split: str, train_samples: int = 1
+    vae: VAE, params: Any, images: Images | Streamed, objective: str, split: str, train_samples: int = 1
 ) -> dict[str, float | None]:
     """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing.
 
     Of ``"iwae"``: the bound from ``train_samples`` samples, as it is trained.
     """
     if objective == "iwae" and train_samples > 1:
-        losses = marginal_likelihood(vae, params, images, samples=train_samples).nll
+        losses = _likelihood(vae, params, images, train_samples).nll
     else:
-        losses = free_energy_terms(vae, params, images).objective("elbo" if objective == "iwae" else objective)
+        losses = _terms(vae, params, images).objective("elbo" if objective == "iwae" else objective)
     mean, error = mean_and_error(np.asarray(losses))
     return {f"{split}_loss": mean, f"{split}_loss_se": error}
 

@@ -11,17 +11,24 @@ from planar_vae_jax.data import Dataset, examples
 from planar_vae_jax.evaluation import Figures, Images
 from planar_vae_jax.models import VAE
 from planar_vae_jax.pictures import draw_latent_space
+from planar_vae_jax.streaming import Streamed
 
 SaveFigure = Callable[[str, Any], object]  # (file name, matplotlib Figure), as ``RunFolder.save_figure``
 
 
 def describe(
-    name: str, binarization: str, vae: VAE, epochs: int, objective: str, classes: tuple[int, ...] | None
+    name: str,
+    binarization: str,
+    vae: VAE,
+    epochs: int,
+    objective: str,
+    classes: tuple[int, ...] | None,
+    binary: bool = False,
 ) -> str:
-    """What tells this run's figures from another's."""
+    """What tells this run's figures from another's; ``binary``: the images were that before."""
     parts = [
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
-        _pixels(vae, binarization, objective),
+        "binary images" if binary else _pixels(vae, binarization, objective),
         *(["gated convolutions"] if vae.encoder == "conv" else ["two hidden layers"] if vae.layers == 2 else []),
         *(["full covariance"] if vae.posterior == "full" else []),
         f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
@@ -41,13 +48,13 @@ def _pixels(vae: VAE, binarization: str, objective: str) -> str:
 
 
 def draw_images(
-    save: SaveFigure, vae: VAE, params: Any, data: Dataset, test: Images, setting: str, objective: str
+    save: SaveFigure, vae: VAE, params: Any, data: Dataset, test: Images | Streamed, setting: str, objective: str
 ) -> None:
     """Figures 3 and 4 of the paper, samples from the prior, and the pages on the latent space."""
     chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
-        "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.pixels[chosen])),
+        "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.take(chosen).pixels)),
     }
     title = f"Test images and their reconstructions\n({setting})"
     save("reconstructions.png", plotting.image_rows(rows, title=title, columns=captions))

@@ -48,7 +48,6 @@ def choose_images(data: Dataset, classes: tuple[int, ...] | None, validation: in
 def _flags_named() -> Iterator[None]:
     try:
         yield
-    except ArgumentError as error:  # it names the argument, which is the flag
-        raise UsageError(f"--{error}") from error
     except DataError as error:
-        raise UsageError(str(error).replace(*_AS_FLAG)) from error
+        dashes = "--" if isinstance(error, ArgumentError) else ""  # it names the argument, which is the flag
+        raise UsageError(f"{dashes}{error}".replace(*_AS_FLAG)) from error

@@ -23,7 +23,7 @@ def solve_preactivation(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) 
     bracket, or from the right one, therefore approaches the root from one side and never crosses it: it stops when
     rounding ends the progress. Clipping to the bracket is a safeguard.
 
-    Derivatives are those of the implicit function; none runs through the iteration. (Reverse mode through a loop, four
+    Derivatives are those of the implicit function; none runs through the iteration. (Reverse mode through a loop, five
     times over, is beyond it: see :func:`_nothing`.)
     """
     root, _ = newton(nonlinearity, *lax.stop_gradient((y, m)))
@@ -31,23 +31,18 @@ def solve_preactivation(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) 
 
 
 def _nothing(nonlinearity: Nonlinearity, root: jax.Array, y: jax.Array, m: jax.Array) -> jax.Array:
-    """0, with the first and second derivatives that the root has; ``root`` is taken for a constant.
+    """0, with the derivatives that the root has up to the third; ``root`` is taken for a constant.
 
     The rule below makes no use of it. But in reverse mode through ``lax.scan`` JAX drops the rules of what it saves,
-    and a second time over it differentiates that as it stands. With ``d = a - root``, ``dy`` and ``dm`` likewise,
-
-        v d + (m - 1) h'' d^2 / 2 + dm (h + h' d) = dy      to second order, h and its derivatives at the root
-
-    solved by substituting the first-order solution.
+    and a second time over it differentiates that as it stands: two steps of Newton's method from the root, each of
+    which doubles the order to which the root of another ``y`` and ``m`` is met.
     """
-    y_0, m_0 = lax.stop_gradient((y, m))
-    dy, dm = y - y_0, m - m_0
-    v, h = _derivative(nonlinearity, root, m_0), nonlinearity.value(root)
-    slope, _ = nonlinearity.slopes(root, h)
-    first = (dy - dm * h) / v
-    bend = 0.5 * (m_0 - 1.0) * nonlinearity.curvature(root, h) * jnp.square(first)
-    second = (dy - dm * (h + slope * first) - bend) / v
-    return jnp.where(jnp.isfinite(root), second, 0.0)
+    finite = jnp.isfinite(root)
+    a, y = jnp.where(finite, root, 0.0), jnp.where(finite, y, 0.0)
+    for _ in range(2):
+        residual = nonlinearity.remainder(a) + m * nonlinearity.value(a) - y
+        a = a - residual / _derivative(nonlinearity, a, m)
+    return a - lax.stop_gradient(a)
 
 
 @solve_preactivation.defjvp

@@ -11,20 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax import objectives
-from planar_vae_jax.evaluation import BATCH, Images, map_batches, pictures, unit_pixels
+from planar_vae_jax.evaluation import BATCH, Images, map_batches, map_chunks, pictures, unit_pixels
 from planar_vae_jax.models import VAE
+from planar_vae_jax.streaming import Streamed
 
 MOMENTS = 128  # samples of each image's q, for its mean and variance in each dimension
 RATED = 500  # images that the KL by dimension is averaged over
 
 
-@functools.partial(jax.jit, static_argnames="vae")
-def aggregate_posterior(vae: VAE, params: Any, images: Images) -> jax.Array:
+def aggregate_posterior(vae: VAE, params: Any, images: Images | Streamed) -> jax.Array | np.ndarray:
     """One sample ``z_K`` for each image, ``[N, L]``: together a sample of the aggregate posterior.
 
     They are the samples that the images' free energies have.
     """
+    return map_chunks(functools.partial(_codes, vae, params), images, BATCH)
 
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _codes(vae: VAE, params: Any, images: Images) -> jax.Array:
     def batch(pixels: jax.Array, keys: jax.Array) -> jax.Array:
         posterior = vae.bind(params).encode(unit_pixels(pixels))
         return posterior.transform(objectives.noise(objectives.fold_in_each(keys, 0), posterior.mean))[0]
@@ -32,14 +36,15 @@ def aggregate_posterior(vae: VAE, params: Any, images: Images) -> jax.Array:
     return map_batches(batch, images, BATCH)
 
 
-def kl_by_dimension(vae: VAE, params: Any, images: Images) -> np.ndarray:
+def kl_by_dimension(vae: VAE, params: Any, images: Images | Streamed) -> np.ndarray:
     """``E_x KL(q(z_d|x) || N(0, 1))`` of each dimension of ``z_K``, ``[L]``, nats, over a part of the images.
 
     ``q(z_d|x)`` is taken as the normal of its mean and variance: what it is without a flow, and otherwise a lower
     bound, as of all densities with these moments the normal is closest to a normal. Correlations count nowhere.
     """
-    rows = np.unique(np.linspace(0, len(images.pixels) - 1, RATED).astype(int))
-    return np.asarray(_kl_by_dimension(vae, params, jax.tree.map(lambda leaf: leaf[rows], images)))
+    size = len(images.pixels) if isinstance(images, Images) else len(images)
+    rows = np.unique(np.linspace(0, size - 1, RATED).astype(int))
+    return np.asarray(_kl_by_dimension(vae, params, images.take(rows)))
 
 
 @functools.partial(jax.jit, static_argnames="vae")

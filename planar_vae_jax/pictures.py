@@ -12,6 +12,7 @@ from planar_vae_jax.data import Dataset, examples
 from planar_vae_jax.evaluation import Images
 from planar_vae_jax.models import VAE
 from planar_vae_jax.posteriors import posterior_grid
+from planar_vae_jax.streaming import Streamed
 
 SHOWN = 4  # images or pairs of images on a page
 STEPS = 9  # pictures between two images
@@ -24,7 +25,7 @@ def draw_latent_space(
     vae: VAE,
     params: Any,
     data: Dataset,
-    test: Images,
+    test: Images | Streamed,
     setting: str,
     objective: str,
 ) -> None:
@@ -45,12 +46,13 @@ def draw_latent_space(
     rows = np.unique(np.linspace(0, len(chosen) - 1, SHOWN).round().astype(int))
     if vae.latent == 2 and objective != "reconstruction":
         named = [names[row] for row in rows] if names else []
-        save("posteriors.png", _posteriors(vae, params, test.pixels[chosen[rows]], named, setting))
+        save("posteriors.png", _posteriors(vae, params, test.take(chosen[rows]).pixels, named, setting))
     if len(chosen) > 1:
         save("interpolations.png", _interpolations(vae, params, test, chosen, names, setting))
     kl = latent.kl_by_dimension(vae, params, test)
     largest = np.argsort(-kl, kind="stable")
-    save("traversals.png", _traversals(vae, params, test.pixels[chosen[0]], largest[:COORDINATES], kl, setting))
+    image = test.take(chosen[:1]).pixels[0]
+    save("traversals.png", _traversals(vae, params, image, largest[:COORDINATES], kl, setting))
     z = np.asarray(latent.aggregate_posterior(vae, params, test))
     save("aggregate.png", _aggregate(z, data.y_test, largest, kl, setting))
 
@@ -64,7 +66,9 @@ def _posteriors(vae: VAE, params: Any, pixels: Any, names: list[str], setting: s
     return plotting.posterior_rows(np.asarray(pixels) / 255.0, grids, title=title, names=names)
 
 
-def _interpolations(vae: VAE, params: Any, test: Images, chosen: np.ndarray, names: list[str], setting: str) -> Figure:
+def _interpolations(
+    vae: VAE, params: Any, test: Images | Streamed, chosen: np.ndarray, names: list[str], setting: str
+) -> Figure:
     pairs = np.stack([chosen, np.roll(chosen, -1)], axis=1)[: len(chosen) if len(chosen) > 2 else 1]
     pairs = pairs[np.unique(np.linspace(0, len(pairs) - 1, SHOWN).round().astype(int))]
     title = f"Pixel means on straight lines between test images, in z_0 and in z_K\n({setting})"
@@ -72,7 +76,7 @@ def _interpolations(vae: VAE, params: Any, test: Images, chosen: np.ndarray, nam
         title = f"Pixel means on straight lines between test images\n({setting})"
     elif vae.amortized:
         title += "\nin z_0 the flow's parameters change linearly too, from one image's to the other's"
-    left, right = (test.pixels[pairs[:, side]] for side in (0, 1))
+    left, right = (test.take(pairs[:, side]).pixels for side in (0, 1))
     lines = latent.interpolate(vae, params, left, right, STEPS)
     return interpolation_page(vae, lines, left, right, title)
 

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
     from experiments import mnist
     from planar_vae_jax.flagged_data import load_images
+    from planar_vae_jax.placement import Placement
     from planar_vae_jax.runs.config import UsageError, parse
     from planar_vae_jax.runs.devices import choose_devices_of_seeds
     from planar_vae_jax.runs.fit import fit
@@ -33,14 +34,18 @@ if __name__ == "__main__":
         return dataclasses.replace(config, seed=seed, workdir=str(Path(sys.argv[2]) / way / f"seed={seed}"))
 
     devices = choose_devices_of_seeds(dataclasses.replace(config, devices="1"), 8)
-    vae, training, *_ = mnist.prepare(config, data, devices)
+    vae, training, *_ = mnist.prepare(
+        config, data, Placement(data, config.binarization, devices, config.batch_size, None)
+    )
     starts = [mnist.begin(vae, of_seed("alone", seed)) for seed in range(8)]
     for seed, start in enumerate(starts):
         with open_run(of_seed("alone", seed), "mnist", identity, devices) as run:
             fit(run, **start, **training)
 
     devices = choose_devices_of_seeds(config, 8)
-    _, training, *_ = mnist.prepare(config, data, devices)
+    _, training, *_ = mnist.prepare(
+        config, data, Placement(data, config.binarization, devices, config.batch_size, None)
+    )
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(open_run(of_seed("together", s), "mnist", identity, devices)) for s in range(8)]
         fit_together([Seed(run, **start) for run, start in zip(runs, starts, strict=True)], **training)

@@ -32,3 +32,8 @@ SHAPE = (8, 8)
 )
 def test_a_title_tells_all_that_tells_a_run_from_another(binarization, objective, shape, options, expected):
     assert describe("mine", binarization, VAE(shape, **options), 2, objective, None) == expected
+
+
+def test_a_title_does_not_name_a_binarisation_that_changes_nothing():
+    title = describe("mine", "dynamic", VAE(SHAPE), 2, "elbo", None, binary=True)
+    assert title == "mine, binary images, K = 5, 2 epochs"

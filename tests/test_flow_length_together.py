@@ -99,7 +99,7 @@ def choose(path, asked="auto", obstacle=None, timing=(0.001, 0.0005)):
         return choice.Timing(*timing)
 
     here = dataclasses.replace(one_device(), size=4)
-    return choice.Choices(path, asked, obstacle).together("flows=5", here, here, measure)
+    return choice.Choices(path, asked).together("flows=5", here, here, measure, obstacle)
 
 
 @pytest.mark.parametrize(

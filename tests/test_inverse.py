@@ -359,7 +359,7 @@ def test_a_density_evaluated_through_the_inverse_integrates_to_one(h, x64):
 
 @pytest.mark.parametrize(
     "modes",
-    [(jax.jacrev, jax.jacrev), (jax.jacfwd, jax.jacfwd), (jax.jacrev,) * 3],
+    [(jax.jacrev, jax.jacrev), (jax.jacfwd, jax.jacfwd), pytest.param((jax.jacrev,) * 3, marks=pytest.mark.slow)],
     ids=lambda modes: " ".join(mode.__name__ for mode in modes),
 )
 def test_derivatives_of_higher_order_are_those_of_the_implicit_function(modes, x64):

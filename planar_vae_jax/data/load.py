@@ -8,11 +8,12 @@ from pathlib import Path
 
 from planar_vae_jax.data.dataset import Dataset, assemble
 from planar_vae_jax.data.errors import ArgumentError, DataError, Unavailable, joined
+from planar_vae_jax.data.folder import load_folder
 from planar_vae_jax.data.formats import read_npz
 from planar_vae_jax.data.mnist5k import INSTALL, load_mnist5k
 from planar_vae_jax.data.named import FILES, load_named
 from planar_vae_jax.data.pixels import to_levels
-from planar_vae_jax.data.places import check_folder, is_file, local_path
+from planar_vae_jax.data.places import check_folder, is_file, is_folder, local_path
 
 DATASETS = ("auto", *FILES, "mnist5k")
 COLUMNS = 80  # of a terminal, for the box
@@ -21,11 +22,12 @@ Warn = Callable[[str], object]
 
 
 def check_dataset_name(name: str) -> None:
-    """Raises ArgumentError unless ``name`` is one of DATASETS or an existing FILE.npz. Reads nothing."""
-    if name in DATASETS:
+    """Raises ArgumentError unless ``name`` is one of DATASETS, an existing FILE.npz or a folder. Reads nothing."""
+    if name in DATASETS or is_folder(local_path(name)):
         return
     if not name.endswith(".npz"):
-        raise ArgumentError(f"dataset: unknown data set {name!r}; wanted {joined(DATASETS)} or FILE.npz")
+        wanted = f"{joined(DATASETS)}, FILE.npz, or a folder with x_train.npy and x_test.npy"
+        raise ArgumentError(f"dataset: unknown data set {name!r}; wanted {wanted}")
     if not is_file(local_path(name)):
         raise ArgumentError(f"dataset: {name}: no such file")
 
@@ -39,8 +41,8 @@ def load_dataset(
     """Loads a whole data set; the package's text says where each name is looked for.
 
     Args:
-        name: one of DATASETS, or the path of an npz file. "auto" is MNIST where it can be had, else mnist5k and a
-            warning. It hides no damage: a file that is there and faulty is an error.
+        name: one of DATASETS, or the path of an npz file, or of a folder of npy files. "auto" is MNIST where it can be
+            had, else mnist5k and a warning. It hides no damage: a file that is there and faulty is an error.
         data_dir: an existing folder with the data set's own files, or with a TFDS data set. Downloads are kept
             there as ``tfds.load`` keeps them, by default in ~/tensorflow_datasets.
         warn: is given a text that says what "auto" uses instead of MNIST and why (a box of several lines), or what
@@ -52,6 +54,11 @@ def load_dataset(
     """
     check_dataset_name(name)
     folder = check_folder(data_dir) if data_dir else None
+    if name not in DATASETS and is_folder(local_path(name)):
+        try:
+            return load_folder(Path(os.path.expanduser(name)), warn)
+        except DataError as error:
+            raise ArgumentError(f"dataset: {error}") from error
     if name.endswith(".npz"):
         return _load_npz(Path(os.path.expanduser(name)), warn)
     if name == "mnist5k":

@@ -88,7 +88,7 @@ def _said(came: np.ndarray, made: np.ndarray) -> str:
         parts.append(f"{_kind(came)} taken as {'[N, H, W]' if made.ndim == 3 else '[N, H, W, 3]'} uint8{_how(came)}")
     highest = int(made.max())
     if made.min() < highest < DARK:
-        parts.append(_too_dark(came, highest))
+        parts.append(too_dark(came.dtype, highest, came.max()))
     return "; ".join(parts)
 
 
@@ -104,9 +104,10 @@ def _how(came: np.ndarray) -> str:
     return ""
 
 
-def _too_dark(came: np.ndarray, highest: int) -> str:
-    if np.issubdtype(came.dtype, np.floating):
-        return f"nearly black: their maximum is {came.max():.3g}, where 1 is white. Save x / x.max() if that was meant"
+def too_dark(dtype: np.dtype, highest: int, came: float = 0.0) -> str:
+    """A doubt about the scale of images whose lightest level is ``highest``; of floats, the lightest that ``came``."""
+    if np.issubdtype(dtype, np.floating):
+        return f"nearly black: their maximum is {came:.3g}, where 1 is white. Save x / x.max() if that was meant"
     return (
         f"nearly black: their maximum is {highest}, where 255 is white. "
         f"If {highest} was meant as white, multiply by 255 // {highest} = {255 // highest} before saving"

@@ -17,6 +17,11 @@ def is_file(path: Path | None) -> bool:
     return path is not None and os.path.isfile(path)
 
 
+def is_folder(path: Path | None) -> bool:
+    """Likewise."""
+    return path is not None and os.path.isdir(path)
+
+
 def check_folder(data_dir: str | os.PathLike[str]) -> Path:
     """The folder ``data_dir``, there and readable."""
     path = local_path(data_dir)

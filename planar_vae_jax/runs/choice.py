@@ -33,28 +33,34 @@ class Choices:
     Args:
         path: of the file, which may be missing, or damaged.
         asked: one of ``ASKED``.
-        obstacle: why they cannot be together, if they cannot.
     """
 
-    def __init__(self, path: Path, asked: str, obstacle: str | None = None):
-        self._path, self._asked, self._obstacle = path, asked, obstacle
+    def __init__(self, path: Path, asked: str):
+        self._path, self._asked = path, asked
         try:
             self.made = read_json(path) or {}
         except (OSError, ValueError):
             self.made = {}
 
-    def together(self, name: str, alone: Devices, together: Devices, measure: Callable[[], Timing]) -> bool:
+    def together(
+        self,
+        name: str,
+        alone: Devices,
+        together: Devices,
+        measure: Callable[[], Timing],
+        obstacle: str | None = None,
+    ) -> bool:
         """Whether the seeds of a group are trained together; says so where that was not asked for.
 
         Args:
             name: of the group.
             alone, together: the devices that either way would use; the latter are split over by the seeds.
             measure: is called where neither the flag nor an earlier choice on such devices decides.
+            obstacle: why this group cannot be together, if it cannot.
 
         Raises:
             UsageError: they were to be, and cannot.
         """
-        obstacle = self._obstacle
         if processes.count() > 1:
             obstacle = "a run in several processes has them to itself"
         if obstacle is not None and self._asked == "yes":

@@ -1,5 +1,6 @@
 """The devices that a run computes on: batches split over them, everything else whole on each."""
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from planar_vae_jax import meshes
 from planar_vae_jax.runs import processes
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag
 from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.streaming import Streamed
 
 # What a machine with an accelerator has, and what is installed to use one.
 _SIGNS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")
@@ -32,6 +34,12 @@ class DeviceFlags(RunFlags):
     )
     num_processes: int = flag(None, "how many there are", at_least=1, resumable=True, machine=True)
     process_id: int = flag(None, "which of them this is, from 0", at_least=0, resumable=True, machine=True)
+    device_memory: str | None = flag(
+        None,
+        "for the images on each device, as in 2GB; beyond, they are sent in chunks; default: half of what it has",
+        resumable=True,
+        machine=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,9 @@ class Devices:
     split: str = "examples of a step"
 
     def replicate(self, tree: Any) -> Any:
-        """Arrays, whole on every device."""
+        """Arrays, whole on every device; of what is streamed, each chunk."""
+        if isinstance(tree, Streamed):
+            return dataclasses.replace(tree, put=self.replicate)
         return meshes.replicate(tree, self.mesh)
 
     def stack(self, trees: Sequence[Any]) -> Any:
@@ -52,7 +62,9 @@ class Devices:
         return meshes.stack(trees, self.mesh)
 
     def local(self, tree: Any) -> Any:
-        """Such arrays as ordinary ones of one device."""
+        """Such arrays as ordinary ones of one device; what is streamed is sent to one."""
+        if isinstance(tree, Streamed):
+            return dataclasses.replace(tree, put=lambda chunk: meshes.replicate(chunk, None))
         return tree if self.mesh is None else meshes.local(tree)
 
     def under(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import compiled, leaves, processes, signals
+from planar_vae_jax.runs import chunks, compiled, leaves, processes, signals
 from planar_vae_jax.runs.checkpoints import Checkpoints
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, warn
@@ -71,7 +71,8 @@ def fit(
         params, key: before the first step; everything random in the training follows from the key.
         steps: of the whole run.
         steps_per_epoch: between lines of metrics; the last epoch may be shorter.
-        data: a pytree of arrays ``[N, ...]``, shuffled anew in each epoch; ``None``: the loss is given no batch.
+        data: a pytree of arrays ``[N, ...]``, or :class:`planar_vae_jax.streaming.Streamed`, shuffled anew in each
+            epoch; ``None``: the loss is given no batch.
         batch_size: examples a step; needed with data.
         report: parameters that figures are of -> more figures, after each epoch.
         score: the entry of a line whose lowest value makes the best checkpoint; ``None``: none is.
@@ -112,6 +113,7 @@ def fit(
                 )
                 loop.stop_if_asked()
             checkpoints.wait()
+        loop.feed.close()
         loop.stop_if_asked()
     last, state = run.devices.local((loop.evaluated(), loop.state))
     if not patience:
@@ -150,16 +152,15 @@ class Loop:
         self.saved: int | None = None  # the newest checkpoint's step
         params, key = processes.arrays_of_first((params, key))
         state = training.init_state(params, optimizer)
-        self.initial, self.key, self.state, self.data = self.devices.replicate((params, key, state, data))
+        self.initial, self.key, self.state = self.devices.replicate((params, key, state))
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
         under = self.devices.under
-        self._begin = under(functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch))
+        begin = under(functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch))
         self._steps = under(functools.partial(compiled.train_steps, loss, optimizer))
-        self.order, self.steps_key = self._begin(self.key, 0)
-        batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
+        self.feed = chunks.feed(self.devices.replicate(data), lambda epoch: begin(self.key, epoch), sizes[1], epochs)
         self.empty = self.devices.replicate(
-            training.empty_info(loss, optimizer, self.state, batch, key, epochs.steps_per_epoch)
+            training.empty_info(loss, optimizer, self.state, self.feed.batch, key, epochs.steps_per_epoch)
         )
         self.info = self.empty
 
@@ -196,7 +197,7 @@ class Loop:
 
     def begin_epoch(self) -> None:
         """What the steps of the epoch that is next are given, or those that are left of it."""
-        self.order, self.steps_key = self._begin(self.key, self.done.epoch)
+        self.steps_key = self.feed.begin(self.done.epoch)
         self.info = self.info if self.done.position else self.empty
 
     def train_epoch(self) -> None:
@@ -205,13 +206,14 @@ class Loop:
         stop = self.epochs.length(self.done.epoch)
         while self.done.position < stop:
             self.stop_if_asked()
-            end = processes.of_first(self.pace.end(self.done.position, stop))
+            most = self.feed.end(self.done.position, stop)
+            end = processes.of_first(self.pace.end(self.done.position, most))
             self._train(self.done.position, end)
 
     def _train(self, start: int, stop: int) -> None:
         """One call of what is compiled; where a step is not finite, it is made again without that step."""
         began, before = time.perf_counter(), self.state
-        rest = (self.data, self.order, self.steps_key, start)
+        rest = (*self.feed.at(start), self.steps_key, start)
         self.state, self.info = self._steps(before, self.info, *rest, stop)
         bad = compiled.first_not_finite(self.info, start, stop)  # waits for the device
         seconds = time.perf_counter() - began
@@ -273,7 +275,7 @@ class Loop:
         if position is None:
             what, before = f"a parameter is not finite after {name(self.step)}", ""
         else:
-            arrays["batch"], before = compiled.take_batch(self.data, self.order, position), " before that step"
+            arrays["batch"], before = compiled.take_batch(*self.feed.at(position), position), " before that step"
             loss, norm = np.asarray(self.info.loss), np.asarray(self.info.gradient_norm)
             facts |= {"loss": str(loss[position]), "gradient_norm": str(norm[position])}
             which = "gradient" if np.isfinite(loss[position]) else "loss"

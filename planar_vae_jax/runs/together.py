@@ -132,7 +132,7 @@ class _Group:
         for loop in active:
             loop.begin_epoch()
         seeds = [loop if loop in active else active[0] for loop in self.loops]
-        info, order, key = self.devices.stack([(loop.info, loop.order, loop.steps_key) for loop in seeds])
+        info, order, key = self.devices.stack([(loop.info, loop.feed.at(start)[1], loop.steps_key) for loop in seeds])
         held, state = self._held or (None, None)
         if held != active:
             state = self.devices.stack([loop.state for loop in seeds])
