@@ -25,6 +25,7 @@ import numpy as np
 from experiments import mnist
 from planar_vae_jax import evaluation, plotting, published, seeds
 from planar_vae_jax.data import Dataset, is_binary
+from planar_vae_jax.figures import binarized
 from planar_vae_jax.flagged_data import choose_images, load_images
 from planar_vae_jax.load import load_run
 from planar_vae_jax.placement import Placement
@@ -242,7 +243,7 @@ def describe(config: Config, summary: Mapping[str, Any], binary: bool) -> str:
     parts = [
         f"{summary['dataset']}{f' classes {shown(as_json(config.classes))}' if config.classes else ''}",
         *(["a model for each class"] if config.each_class else []),
-        "binary images" if binary else "grey levels" if binarization == "none" else f"{binarization} binarisation",
+        "grey levels" if binarization == "none" else binarized(binarization, binary),
         "each image its own flow" if config.amortized else "one flow for all images",
         *([f"objective {config.objective}"] if config.objective != "elbo" else []),
         f"{config.epochs} epoch{'s' * (config.epochs > 1)}",

@@ -164,8 +164,9 @@ def train(
             overall = evaluation.with_bits_per_dim(overall, dims)
             by_class = {label: evaluation.with_bits_per_dim(row, dims) for label, row in by_class.items()}
         units = evaluation.active_units(evaluation.latent_units(vae, params, test))
-        about = (data.name, binarization, vae, fitted.epoch, config.objective, config.classes, is_binary(data))
-        setting = describe(*about)
+        setting = describe(
+            data.name, binarization, vae, fitted.epoch, config.objective, config.classes, binary=is_binary(data)
+        )
         draw_images(run.save_figure, vae, params, data, test, setting, config.objective)
         draw_losses(run.save_figure, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {

@@ -28,7 +28,7 @@ def describe(
     """What tells this run's figures from another's; ``binary``: the images were that before."""
     parts = [
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
-        "binary images" if binary else _pixels(vae, binarization, objective),
+        _pixels(vae, binarization, objective, binary),
         *(["gated convolutions"] if vae.encoder == "conv" else ["two hidden layers"] if vae.layers == 2 else []),
         *(["full covariance"] if vae.posterior == "full" else []),
         f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
@@ -38,9 +38,14 @@ def describe(
     return ", ".join(parts)
 
 
-def _pixels(vae: VAE, binarization: str, objective: str) -> str:
+def binarized(binarization: str, binary: bool) -> str:
+    """How images became binary; ``binary``: they were that before, and a draw changes nothing."""
+    return "binary images" if binary else f"{binarization} binarisation"
+
+
+def _pixels(vae: VAE, binarization: str, objective: str, binary: bool) -> str:
     if binarization != "none":
-        return f"{binarization} binarisation"
+        return binarized(binarization, binary)
     levels = "grey levels" if vae.channels == 1 else "colours"
     cross_entropy = " (cross-entropy, no likelihood)" if objective != "reconstruction" else ""
     likelihoods = {"bernoulli": cross_entropy, "logistic": " by a discretised logistic", "gaussian": " by a density"}

@@ -37,3 +37,8 @@ def test_a_title_tells_all_that_tells_a_run_from_another(binarization, objective
 def test_a_title_does_not_name_a_binarisation_that_changes_nothing():
     title = describe("mine", "dynamic", VAE(SHAPE), 2, "elbo", None, binary=True)
     assert title == "mine, binary images, K = 5, 2 epochs"
+
+
+def test_a_likelihood_of_grey_levels_is_named_for_binary_images_too():
+    title = describe("mine", "none", VAE(SHAPE, likelihood="logistic"), 2, "elbo", None, binary=True)
+    assert title == "mine, grey levels by a discretised logistic, K = 5, 2 epochs"
