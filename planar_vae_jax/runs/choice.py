@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import compiled, processes
+from planar_vae_jax.runs import chunks, compiled, processes
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.devices import Devices
 from planar_vae_jax.runs.files import read_json, write_json
@@ -113,7 +113,7 @@ def time_seeds(
     """
     loss, optimizer, steps_per_epoch = (arguments[name] for name in ("loss", "optimizer", "steps_per_epoch"))
     data, batch_size = arguments.get("data"), arguments.get("batch_size")
-    size = None if data is None else len(jax.tree.leaves(data)[0])
+    size = chunks.size_of(data)
 
     def begin(params: Any, key: jax.Array) -> tuple[Any, ...]:
         state = training.init_state(params, optimizer)

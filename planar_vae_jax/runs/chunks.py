@@ -122,6 +122,11 @@ def feed(data: Any, begin: Begin, batch_size: int | None, epochs: Epochs) -> Who
     return InChunks(data, begin, batch_size, epochs)
 
 
+def size_of(data: Any) -> int | None:
+    """How many examples there are, on the devices or streamed; ``None``: the steps need none."""
+    return None if data is None else len(jax.tree.leaves(data)[0])
+
+
 def _batch(shape: tuple[int, ...], dtype: Any, batch_size: int | None) -> jax.ShapeDtypeStruct:
     assert batch_size is not None
     return jax.ShapeDtypeStruct((batch_size, *shape), dtype)

@@ -92,8 +92,7 @@ def fit(
         signals.Stopped: by a signal; all is saved.
     """
     epochs = Epochs(steps, steps_per_epoch, unit)
-    size = None if data is None else len(jax.tree.leaves(data)[0])
-    epochs.check_size(size, batch_size)
+    epochs.check_size(chunks.size_of(data), batch_size)
     if patience and score is None:
         raise ValueError("patience needs a score")
     early = EarlyStopping(score, patience)
@@ -101,7 +100,7 @@ def fit(
         chosen = stored_state(run, epochs, params, early)
         return Fitted(chosen.params, None, chosen.lines, chosen.epoch, early.over(chosen.lines))
     with open_checkpoints(run, epochs) as checkpoints:
-        loop = Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints, early)
+        loop = Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints, early)
         loop.begin_or_go_on()
         report = run.devices.under(report)
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
@@ -141,7 +140,7 @@ class Loop:
         params: Any,
         key: jax.Array,
         data: Any,
-        sizes: tuple[int | None, int | None],
+        batch_size: int | None,
         checkpoints: SharedCheckpoints,
         early: EarlyStopping,
     ):
@@ -156,9 +155,10 @@ class Loop:
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
         under = self.devices.under
-        begin = under(functools.partial(compiled.begin_epoch, *sizes, epochs.steps_per_epoch))
+        size = chunks.size_of(data)
+        begin = under(functools.partial(compiled.begin_epoch, size, batch_size, epochs.steps_per_epoch))
         self._steps = under(functools.partial(compiled.train_steps, loss, optimizer))
-        self.feed = chunks.feed(self.devices.replicate(data), lambda epoch: begin(self.key, epoch), sizes[1], epochs)
+        self.feed = chunks.feed(self.devices.replicate(data), lambda epoch: begin(self.key, epoch), batch_size, epochs)
         self.empty = self.devices.replicate(
             training.empty_info(loss, optimizer, self.state, self.feed.batch, key, epochs.steps_per_epoch)
         )

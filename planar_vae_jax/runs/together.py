@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from planar_vae_jax import training
-from planar_vae_jax.runs import compiled, signals
+from planar_vae_jax.runs import chunks, compiled, signals
 from planar_vae_jax.runs.console import Progress
 from planar_vae_jax.runs.epochs import Epochs, Pace
 from planar_vae_jax.runs.files import RunError
@@ -72,15 +72,14 @@ def fit_together(
     if not seeds:
         return
     devices, epochs = seeds[0].run.devices, Epochs(steps, steps_per_epoch, unit)
-    size = None if data is None else len(jax.tree.leaves(data)[0])
-    epochs.check_size(size, batch_size)
+    epochs.check_size(chunks.size_of(data), batch_size)
     data, early = devices.replicate(data), EarlyStopping(score, patience)
     loops: list[Loop] = []
     with contextlib.ExitStack() as stack:
         for run, params, key in seeds:
             run.sharing = len(seeds)
             checkpoints = stack.enter_context(open_checkpoints(run, epochs))
-            loops.append(Loop(run, epochs, loss, optimizer, params, key, data, (size, batch_size), checkpoints, early))
+            loops.append(Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints, early))
             loops[-1].begin_or_go_on()
         group = _Group(loops, loss, optimizer, data)
         with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(group.epoch)) as progress:
