@@ -110,14 +110,21 @@ def inverse(batch: int, flow_length: int, dim: int) -> tuple[Callable[..., Any],
     return function, jax.eval_shape(arguments)
 
 
+MODELS: dict[str, dict[str, Any]] = {
+    "K=0": {"flow_length": 0},
+    "K=5": {"flow_length": 5},
+    "K=80": {"flow_length": 80},
+    "K=5 amortised": {"flow_length": 5, "amortized": True},
+    "K=80 amortised": {"flow_length": 80, "amortized": True},
+    "conv": {"encoder": "conv", "latent": 64, "flow_length": 16, "amortized": True},
+}
 PROGRAMS: dict[str, Callable[[int], tuple[Callable[..., Any], Any]]] = {
-    "train K=0": functools.partial(train, flow_length=0),
-    "train K=5": functools.partial(train, flow_length=5),
-    "train K=80": functools.partial(train, flow_length=80),
-    "train K=5 amortised": functools.partial(train, flow_length=5, amortized=True),
-    "train K=80 amortised": functools.partial(train, flow_length=80, amortized=True),
-    "train K=5 bfloat16": functools.partial(train, flow_length=5, precision="bfloat16"),
+    f"train {name}{suffix}": functools.partial(train, precision=precision, **sizes)
+    for suffix, precision in (("", "float32"), (" bfloat16", "bfloat16"))
+    for name, sizes in MODELS.items()
+} | {
     "evaluation K=5": functools.partial(evaluate, flow_length=5),
+    "evaluation conv": functools.partial(evaluate, **MODELS["conv"]),
     "NLL K=5": functools.partial(evaluate, flow_length=5, samples=128),
     "inverse K=15 D=2": functools.partial(inverse, flow_length=15, dim=2),
     "inverse K=5 D=40": functools.partial(inverse, flow_length=5, dim=40),
@@ -127,19 +134,21 @@ PROGRAMS: dict[str, Callable[[int], tuple[Callable[..., Any], Any]]] = {
 # --- Compiling
 
 
-def compile_for(slice_name: str, program: str, batch: int) -> Any:
-    """A program, compiled for all chips of a slice."""
+def compile_for(slice_name: str, program: str, batch: int, effort: float = 0.0) -> Any:
+    """A program, compiled for all chips of a slice; ``effort``: XLA's ``exec_time_optimization_effort``, -1 to 1."""
     mesh = slice_mesh(slice_name)
     function, shapes = PROGRAMS[program](batch)
     sharding = NamedSharding(mesh, PartitionSpec())
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     with jax.set_mesh(mesh):
-        return jax.jit(function).lower(*placed).compile()
+        lowered = jax.jit(function).lower(*placed)
+    options: dict[str, Any] = {"exec_time_optimization_effort": effort} if effort else {}
+    return lowered.compile(compiler_options=options)
 
 
-def measure(slice_name: str, program: str, batch: int) -> Row:
+def measure(slice_name: str, program: str, batch: int, effort: float = 0.0) -> Row:
     """A row: see the module's text."""
-    done = compile_for(slice_name, program, batch)
+    done = compile_for(slice_name, program, batch, effort)
     text, cost, memory = done.as_text(), done.cost_analysis(), done.memory_analysis()
     reduced = exchanges(text, "all-reduce")
     return {
@@ -173,6 +182,9 @@ def main() -> None:
     parser.add_argument("--slices", default=",".join(SLICES))
     parser.add_argument("--programs", default=",".join(PROGRAMS))
     parser.add_argument("--batches", default="16,32", help="examples of a step on each chip")
+    parser.add_argument(
+        "--effort", type=float, default=0.0, help="XLA's, -1 to 1; -1 compiles convolutions 6 times faster"
+    )
     parser.add_argument("--json", action="store_true", help="a line of JSON for each row")
     options = parser.parse_args()
     reason = missing()
@@ -182,7 +194,7 @@ def main() -> None:
     for slice_name in options.slices.split(","):
         for program in options.programs.split(","):
             for each in map(int, options.batches.split(",")):
-                row = measure(slice_name, program, each * slice_mesh(slice_name).size)
+                row = measure(slice_name, program, each * slice_mesh(slice_name).size, options.effort)
                 print(json.dumps(row) if options.json else _text(row), flush=True)
 
 

@@ -19,24 +19,38 @@ SIZES = {"latent": 8, "hidden": 64, "flow_length": 4}
 KINDS = pytest.mark.parametrize("amortized", [False, True], ids=["shared", "amortised"])
 
 
-def trained(vae, steps=60):
-    """Parameters after some training on bars, and the images."""
+def trained(vae, steps=60, count=256, **options):
+    """Parameters after some training on bars, and the images; ``options`` are those of the compiler."""
     generator = np.random.default_rng(0)
-    images = (generator.random((256, 12, 12)) < 0.05).astype(np.float32)
-    images[np.arange(256), generator.integers(0, 12, 256)] = 1.0
+    images = (generator.random((count, *vae.image_shape)) < 0.05).astype(np.float32)
+    images[np.arange(count), generator.integers(0, vae.image_shape[0], count)] = 1.0
 
     def loss(params, batch, key, step):
         return jnp.mean(objectives.free_energy(vae.bind(params), batch, key).free_energy), {}
 
-    run = jax.jit(lambda params: training.train(loss, optax.adam(3e-3), params, images, jax.random.key(1), **sizes))
-    sizes = {"batch_size": 64, "epochs": steps // 4}
-    return run(vae.init(jax.random.key(0)))[0].params, jnp.asarray(images)
+    def run(params):
+        sizes = {"batch_size": count // 4, "epochs": steps // 4}
+        return training.train(loss, optax.adam(3e-3), params, images, jax.random.key(1), **sizes)[0].params
+
+    return jax.jit(run, compiler_options=options)(vae.init(jax.random.key(0))), jnp.asarray(images)
 
 
-@KINDS
-def test_the_free_energy_moves_little(amortized):
-    vae = VAE((12, 12), amortized=amortized, **SIZES)
-    params, images = trained(vae)
+# Convolutions take 25 times as long in machine code that is not optimised (conftest.py).
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "how"),
+    [
+        ({"image_shape": (12, 12), "amortized": False}, {}),
+        ({"image_shape": (12, 12), "amortized": True}, {}),
+        ({"image_shape": (8, 4), "amortized": True, "encoder": "conv"}, {"steps": 24, "count": 64, **OPTIMIZED}),
+    ],
+    ids=["shared", "amortised", "conv"],
+)
+def test_the_free_energy_moves_little(architecture, how):
+    vae = VAE(**architecture, **SIZES)
+    params, images = trained(vae, **how)
     low = dataclasses.replace(vae, precision="bfloat16")
 
     def terms(vae):
