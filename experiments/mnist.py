@@ -273,7 +273,7 @@ def check_data(config: Config, data: Dataset) -> int:
         raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
     if config.patience and data.x_valid is None:
         raise UsageError(
-            f"--patience={config.patience} needs validation images: --validation=N, or x_valid in FILE.npz"
+            f"--patience={config.patience} needs validation images: --validation=N, or x_valid in FILE.npz or DIR"
         )
     if config.encoder == "conv" and not divisible_by_4(data.x_train.shape[1:]):
         size = " x ".join(map(str, data.x_train.shape[1:3]))
