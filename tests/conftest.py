@@ -18,15 +18,6 @@ import pytest
 
 from planar_vae_jax import Planar
 
-# Every test that runs an experiment compiles the same few programs: once a session is enough. In the
-# environment too, for experiments that run in a process of their own and for pytest's own workers.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="planar_vae_jax-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
 # No silent promotion: a float64 constant in a float32 flow, or [D] broadcast against [K, D], is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -56,6 +47,20 @@ def precision(dtype):
         from jax.experimental import enable_x64 as context
     with context(np.dtype(dtype) == np.float64):
         yield
+
+
+def pytest_configure(config):
+    """Programs are compiled once: kept in pytest's cache from one run of the suite to the next (--cache-clear)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        kept = getattr(config, "cache", None)  # none with -p no:cacheprovider
+        directory = str(kept.mkdir("compiled")) if kept else tempfile.mkdtemp(prefix="planar_vae_jax-tests-")
+        # In the environment: for pytest's own workers and for experiments in processes of their own.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**29)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_compilation_cache_max_size", int(os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", -1)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(autouse=True, scope="session")
