@@ -6,6 +6,7 @@ all that the rest follows from, so a run that was stopped and goes on is the run
 seconds. All that runs differ in is an argument of what is compiled: another seed compiles nothing.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -103,7 +104,8 @@ def fit(
         loop = Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints, early)
         loop.begin_or_go_on()
         report = run.devices.under(report)
-        with signals.finishing(), Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch)) as progress:
+        bar = Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch))
+        with contextlib.closing(loop.feed), signals.finishing(), bar as progress:
             while loop.done.epoch < epochs.number and not early.over(loop.lines):
                 loop.train_epoch()
                 line = loop.end_epoch(report)
@@ -112,7 +114,6 @@ def fit(
                 )
                 loop.stop_if_asked()
             checkpoints.wait()
-        loop.feed.close()
         loop.stop_if_asked()
     last, state = run.devices.local((loop.evaluated(), loop.state))
     if not patience:
