@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from planar_vae_jax import evaluation, plotting
+from planar_vae_jax import evaluation, latent, plotting
 from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.convolutions import divisible_by_4
 from planar_vae_jax.data import DATASETS, Dataset, is_binary
@@ -163,7 +163,7 @@ def train(
             dims, shown = math.prod(vae.image_shape), (*SHOWN, "bits_per_dim")
             overall = evaluation.with_bits_per_dim(overall, dims)
             by_class = {label: evaluation.with_bits_per_dim(row, dims) for label, row in by_class.items()}
-        units = evaluation.active_units(evaluation.latent_units(vae, params, test))
+        units = latent.active_units(latent.latent_units(vae, params, test))
         setting = describe(
             data.name, binarization, vae, fitted.epoch, config.objective, config.classes, binary=is_binary(data)
         )
@@ -191,7 +191,7 @@ def train(
         run.finish(summary)
         print_table({"all": {"images": len(data.x_test), **overall}, **by_class}, shown)
         print(
-            f"active units: {units['count']} of {vae.latent} (the mean of q_0 varies by more than {units['threshold']})"
+            f"active units: {units['count']} of {vae.latent} (the mean of z_K varies by more than {units['threshold']})"
         )
         return summary
 

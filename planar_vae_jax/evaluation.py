@@ -214,41 +214,6 @@ def with_bits_per_dim(row: dict[str, Any], dims: int) -> dict[str, Any]:
     return row | {name: None if nats is None else nats / unit for name, nats in bits.items()}
 
 
-class LatentUnits(NamedTuple):
-    """What each latent dimension carries, ``[L]``; of q_0 alone, before any planar layer mixes the dimensions."""
-
-    variance_of_mean: np.ndarray  # over images, of the mean of q_0(z_i|x)
-    kl_q0: np.ndarray  # nats: the closed-form KL of q_0 to the prior (``PlanarFlow.base_kl``), averaged over images
-
-
-def latent_units(vae: VAE, params: Any, images: Images | Streamed) -> LatentUnits:
-    """Over a whole data set, in float64; for K = 0 the sum of ``kl_q0`` is the mean KL without sampling."""
-    moments = map_chunks(lambda chunk: _base_moments(vae, params, chunk.pixels), images, BATCH)
-    means, kl = (np.asarray(leaf, np.float64) for leaf in moments)
-    return LatentUnits(np.var(means, axis=0), np.mean(kl, axis=0))
-
-
-@functools.partial(jax.jit, static_argnames="vae")
-def _base_moments(vae: VAE, params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def batch(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        posterior = vae.bind(params).encode(unit_pixels(pixels))
-        return posterior.mean, posterior.base_kl
-
-    return map_batches(batch, (pixels,), BATCH)
-
-
-def active_units(units: LatentUnits, threshold: float = 0.01) -> dict[str, Any]:
-    """For a summary: how many dimensions are active, the mean of q_0 varying by more than the ``threshold`` (Burda et
-    al. 2016, section 5.2), beside what each carries. With a flow these are dimensions of z_0."""
-    return {
-        "count": int(np.sum(units.variance_of_mean > threshold)),
-        "of": len(units.kl_q0),
-        "threshold": threshold,
-        "variance_of_mean": units.variance_of_mean.tolist(),
-        "kl_q0": units.kl_q0.tolist(),
-    }
-
-
 def mean_loss(
     vae: VAE, params: Any, images: Images | Streamed, objective: str, split: str, train_samples: int = 1
 ) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax import objectives
+from planar_vae_jax.distributions import PlanarFlow
 from planar_vae_jax.evaluation import BATCH, Images, map_batches, map_chunks, pictures, unit_pixels
 from planar_vae_jax.models import VAE
 from planar_vae_jax.streaming import Streamed
@@ -50,15 +51,62 @@ def kl_by_dimension(vae: VAE, params: Any, images: Images | Streamed) -> np.ndar
 @functools.partial(jax.jit, static_argnames="vae")
 def _kl_by_dimension(vae: VAE, params: Any, images: Images) -> jax.Array:
     def batch(pixels: jax.Array, keys: jax.Array) -> jax.Array:
-        posterior = vae.bind(params).encode(unit_pixels(pixels))
-        noise = jax.random.normal(jax.random.key(0), (MOMENTS // 2, 1, vae.latent), vae.dtype)
-        noise = jnp.concatenate([noise, -noise])  # so that without a flow the mean is exact
-        noise = noise / jnp.sqrt(jnp.mean(jnp.square(noise), axis=0, keepdims=True))  # and the variance
-        z, _, _ = posterior.transform(jnp.broadcast_to(noise, (MOMENTS, *posterior.mean.shape)))
-        variance = jnp.var(z, axis=0)
-        return 0.5 * (jnp.square(jnp.mean(z, axis=0)) + variance - 1.0 - jnp.log(variance))
+        mean, variance = posterior_moments(vae.bind(params).encode(unit_pixels(pixels)))
+        return 0.5 * (jnp.square(mean) + variance - 1.0 - jnp.log(variance))
 
     return jnp.mean(map_batches(batch, images, BATCH // 4), axis=0)
+
+
+def posterior_moments(posterior: PlanarFlow) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of each dimension of ``z_K``, ``[..., L]`` each, from ``MOMENTS`` draws.
+
+    All densities are given the same noise, each draw with its negative, and scaled: without a flow both are exact.
+    """
+    batch, dim = posterior.batch_shape, posterior.dim
+    noise = jax.random.normal(jax.random.key(0), (MOMENTS // 2, dim), posterior.mean.dtype)
+    noise = jnp.concatenate([noise, -noise])
+    noise = noise / jnp.sqrt(jnp.mean(jnp.square(noise), axis=0, keepdims=True))
+    noise = noise.reshape(MOMENTS, *(1,) * len(batch), dim)
+    z, _, _ = posterior.transform(jnp.broadcast_to(noise, (MOMENTS, *batch, dim)))
+    return jnp.mean(z, axis=0), jnp.var(z, axis=0)
+
+
+class LatentUnits(NamedTuple):
+    """What each latent dimension carries, ``[L]``."""
+
+    variance_of_mean: np.ndarray  # over images, of the mean of the posterior of z_K, which the decoder is given
+    kl_q0: np.ndarray  # nats: the closed-form KL of q_0 to the prior (``PlanarFlow.base_kl``), averaged over images
+
+
+def latent_units(vae: VAE, params: Any, images: Images | Streamed) -> LatentUnits:
+    """Over a whole data set, in float64; for K = 0 the sum of ``kl_q0`` is the mean KL without sampling."""
+    moments = map_chunks(lambda chunk: _means_and_base_kl(vae, params, chunk.pixels), images, BATCH // 4)
+    means, kl = (np.asarray(leaf, np.float64) for leaf in moments)
+    return LatentUnits(np.var(means, axis=0), np.mean(kl, axis=0))
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _means_and_base_kl(vae: VAE, params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def batch(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        posterior = vae.bind(params).encode(unit_pixels(pixels))
+        return posterior_moments(posterior)[0], posterior.base_kl
+
+    return map_batches(batch, (pixels,), BATCH // 4)
+
+
+def active_units(units: LatentUnits, threshold: float = 0.01) -> dict[str, Any]:
+    """For a summary: how many dimensions are active, and what each carries.
+
+    Active is one whose posterior's mean varies over images by more than the ``threshold`` (Burda et al. 2016, section
+    5.2). The mean is that of z_K: an amortised flow may do the work of the encoder's mean, which then hardly varies.
+    """
+    return {
+        "count": int(np.sum(units.variance_of_mean > threshold)),
+        "of": len(units.kl_q0),
+        "threshold": threshold,
+        "variance_of_mean": units.variance_of_mean.tolist(),
+        "kl_q0": units.kl_q0.tolist(),
+    }
 
 
 class Distance(NamedTuple):

@@ -138,27 +138,6 @@ def test_means_have_their_standard_errors():
     assert set(found) == {*names, *(f"{name}_se" for name in names)}
 
 
-def test_active_units_are_those_whose_mean_varies(images):
-    vae = VAE(SHAPE, latent=3, hidden=8, flow_length=0)
-    params = vae.init(jax.random.key(0))
-    mean = params["encode"]["mean"]
-    mean["kernel"] = mean["kernel"].at[:, 1].set(0.0)  # the second dimension tells nothing of the image
-    mean["bias"] = mean["bias"].at[1].set(2.0)
-    drawn = fixed(images)
-    units = evaluation.latent_units(vae, params, drawn)
-    posterior = vae.bind(params).encode(evaluation.unit_pixels(drawn.pixels))
-    np.testing.assert_allclose(units.variance_of_mean, np.var(posterior.mean, axis=0), rtol=1e-4, atol=1e-8)
-    closed = 0.5 * (posterior.mean**2 + jnp.exp(2 * posterior.log_std) - 1) - posterior.log_std
-    np.testing.assert_allclose(units.kl_q0, np.mean(closed, axis=0), rtol=1e-4)
-    found = evaluation.active_units(units)
-    assert (found["count"], found["of"], found["threshold"]) == (2, 3, 0.01)
-    assert units.variance_of_mean[1] < 1e-9
-    assert evaluation.active_units(units, threshold=1e9)["count"] == 0
-    keys = [jax.vmap(jax.random.fold_in, (0, None))(drawn.keys, number) for number in range(200)]
-    terms = [evaluation.free_energy_terms(vae, params, drawn._replace(keys=one)).kl for one in keys]
-    assert np.mean(terms) == pytest.approx(sum(found["kl_q0"]), abs=5 * np.std(terms) / np.sqrt(np.size(terms)))
-
-
 def test_bits_are_nats_over_dimensions():
     row = evaluation.with_bits_per_dim({"nll": 32 * np.log(2), "nll_se": None, "kl": 1.0}, 16)
     assert row == {"nll": 32 * np.log(2), "nll_se": None, "kl": 1.0, "bits_per_dim": 2.0, "bits_per_dim_se": None}

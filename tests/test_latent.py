@@ -45,6 +45,39 @@ def test_codes_are_the_samples_of_the_free_energies(model):
     np.testing.assert_allclose(standard_normal_log_prob(z), terms.log_prior, rtol=1e-5)
 
 
+def test_units_carry_what_the_posteriors_mean_and_the_closed_form_say():
+    vae = VAE((5, 4), latent=3, hidden=8, flow_length=0)
+    params = vae.init(jax.random.key(0))
+    mean = params["encode"]["mean"]
+    mean["kernel"] = mean["kernel"].at[:, 1].set(0.0)  # the second dimension tells nothing of the image
+    mean["bias"] = mean["bias"].at[1].set(2.0)
+    units = latent.latent_units(vae, params, TEST)
+    _, posterior = means(vae, params, TEST.pixels)
+    np.testing.assert_allclose(units.variance_of_mean, np.var(posterior.mean, axis=0), rtol=1e-4, atol=1e-8)
+    closed = 0.5 * (posterior.mean**2 + jnp.exp(2 * posterior.log_std) - 1) - posterior.log_std
+    np.testing.assert_allclose(units.kl_q0, np.mean(closed, axis=0), rtol=1e-4)
+    found = latent.active_units(units)
+    assert (found["count"], found["of"], found["threshold"]) == (2, 3, 0.01)
+    assert units.variance_of_mean[1] < 1e-9
+    assert latent.active_units(units, threshold=1e9)["count"] == 0
+    keys = [jax.vmap(jax.random.fold_in, (0, None))(TEST.keys, number) for number in range(200)]
+    terms = [evaluation.free_energy_terms(vae, params, TEST._replace(keys=one)).kl for one in keys]
+    assert np.mean(terms) == pytest.approx(sum(found["kl_q0"]), abs=5 * np.std(terms) / np.sqrt(np.size(terms)))
+
+
+def test_a_unit_is_active_by_what_the_decoder_is_given():
+    vae = VAE(SHAPE, hidden=6, latent=3, flow_length=3, amortized=True)
+    params = moved(vae)
+    for name in ("mean", "log_std"):  # q_0 is the same for all images: what is told of them, the layers tell
+        params["encode"][name] = jax.tree.map(jnp.zeros_like, params["encode"][name])
+    units = latent.latent_units(vae, params, TEST)
+    _, posterior = means(vae, params, TEST.pixels)
+    z = posterior.sample(jax.random.key(0), (20_000,))
+    np.testing.assert_allclose(units.variance_of_mean, np.var(jnp.mean(z, axis=0), axis=0), rtol=0.2, atol=1e-3)
+    assert latent.active_units(units)["count"] > 0
+    np.testing.assert_allclose(units.kl_q0, 0.0, atol=1e-6)
+
+
 def test_the_kl_by_dimension_is_exact_without_a_flow_and_a_bound_with_one(model):
     vae, params = model
     found = latent.kl_by_dimension(vae, params, TEST)

@@ -133,7 +133,7 @@ def test_every_figure_of_streamed_images_is_that_of_whole_ones():
     for function in (
         lambda images: evaluation.evaluate(vae, params, images, nll_samples=samples),
         lambda images: evaluation.mean_loss(vae, params, images, "iwae", "test", samples),
-        lambda images: evaluation.latent_units(vae, params, images),
+        lambda images: latent.latent_units(vae, params, images),
         lambda images: latent.aggregate_posterior(vae, params, images),
         lambda images: latent.kl_by_dimension(vae, params, images),
         lambda images: images.take(np.array([3, 2299])).pixels,
