@@ -68,7 +68,8 @@ class Convolution(nnx.Conv):
     def __call__(self, x: jax.Array) -> jax.Array:
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         y = self.apply(x.reshape(-1, *x.shape[-3:]), kernel)
-        return y.reshape(*x.shape[:-3], *y.shape[1:]) + bias
+        y = y.reshape(*x.shape[:-3], *y.shape[1:])
+        return y + jnp.broadcast_to(bias, y.shape)
 
     def apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Of images along one axis."""

@@ -1,11 +1,16 @@
 """Gated convolutions, two hidden layers, images in colour: against plain numpy, and how amortised heads start."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_trees_close
+from flax import nnx
 
-from planar_vae_jax.convolutions import Gated
+from planar_vae_jax.convolutions import Convolution, Doubling, Gated, Halving, convolve
 from planar_vae_jax.models import FIRST_LOG_SCALE, VAE
 from planar_vae_jax.objectives import free_energy, importance_nll
 
@@ -45,6 +50,44 @@ def test_a_gated_convolution_is_one_times_the_sigmoid_of_another():
     np.testing.assert_allclose(layer(jnp.asarray(image)), value / (1 + np.exp(-gate)), rtol=1e-4, atol=1e-5)
     plain = Gated(lambda x: jnp.concatenate([x, 0 * x], -1))
     np.testing.assert_allclose(plain(jnp.ones((2, 3))), np.full((2, 3), 0.5))
+
+
+def of_jax(kind, x, kernel):
+    """The same map by one operation of JAX's."""
+    axes = ("NHWC", "HWIO", "NHWC")
+    if kind is Doubling:
+        return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=axes)
+    stride = (2, 2) if kind is Halving else (1, 1)
+    return jax.lax.conv_general_dilated(x, kernel, stride, [(2, 2), (2, 2)], dimension_numbers=axes)
+
+
+@pytest.mark.parametrize("kind", [Convolution, Halving, Doubling])
+def test_convolutions_are_those_of_jax_to_the_second_derivative_in_either_mode(kind, dtype):
+    rng = np.random.default_rng(0)
+    x, kernel, dx, dkernel = (rng.normal(size=shape).astype(dtype) for shape in 2 * [(2, 4, 6, 3), (5, 5, 3, 4)])
+    layer = kind(3, 4, dtype=np.dtype(dtype).name, rngs=nnx.Rngs(0))
+
+    def derivatives(function):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(function(x, kernel)))
+
+        def slope(x, kernel):
+            return jax.jvp(loss, (x, kernel), (dx, dkernel))[1]
+
+        gradient = jax.grad(loss, argnums=(0, 1))
+        second = jax.grad(lambda *at: jnp.vdot(gradient(*at)[0], dx) + jnp.vdot(gradient(*at)[1], dkernel), (0, 1))
+        return gradient(x, kernel), slope(x, kernel), jax.grad(slope, (0, 1))(x, kernel), second(x, kernel)
+
+    tolerance = 1e-4 if dtype == np.float32 else 1e-10
+    mine, theirs = (jax.jit(lambda f=f: (f(x, kernel), derivatives(f)))() for f in (layer.apply, partial(of_jax, kind)))
+    assert_trees_close(mine, theirs, tolerance=tolerance)
+
+
+def test_a_training_step_has_convolutions_in_the_order_of_axes_that_is_fast_in_loops():
+    x, kernel = jnp.zeros((2, 4, 6, 3)), jnp.zeros((5, 5, 3, 4))
+    step = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), argnums=(0, 1))
+    found = re.findall(r"dim_numbers = (.*?),\s*window", jax.jit(step).lower(x, kernel).as_text())
+    assert found == 3 * ["[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
