@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 KERNEL = (5, 5)
+PADDING = ((2, 2), (2, 2))
+AXES = ("NHWC", "HWIO", "NHWC")
 
 
 def divisible_by_4(image_shape: Sequence[int]) -> bool:
@@ -44,18 +46,18 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     order of the axes, and JAX's own derivatives have others (a training step took 70 times as long). So the rule
     takes its operands in such orders that their transposes, by which JAX goes backwards, are in this one.
     """
-    return _same(x, kernel, "NHWC", "HWIO", "NHWC")
+    return _same(x, kernel, AXES)
 
 
 @convolve.defjvp
 def _convolve_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    by_x = _same(dx, kernel.transpose(0, 1, 3, 2), "NHWC", "HWOI", "NHWC")
-    by_kernel = _same(x.transpose(3, 1, 2, 0), dkernel.transpose(2, 0, 1, 3), "CHWN", "IHWO", "HWNC")
+    by_x = _same(dx, kernel.transpose(0, 1, 3, 2), ("NHWC", "HWOI", "NHWC"))
+    by_kernel = _same(x.transpose(3, 1, 2, 0), dkernel.transpose(2, 0, 1, 3), ("CHWN", "IHWO", "HWNC"))
     return convolve(x, kernel), by_x + by_kernel.transpose(2, 0, 1, 3)
 
 
-def _same(x: jax.Array, kernel: jax.Array, *axes: str) -> jax.Array:
+def _same(x: jax.Array, kernel: jax.Array, axes: tuple[str, str, str]) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
 
 
@@ -65,37 +67,48 @@ class Convolution(nnx.Conv):
     def __init__(self, inputs: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
         super().__init__(inputs, outputs, KERNEL, param_dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        y = self.apply(x.reshape(-1, *x.shape[-3:]), kernel)
+        images = x.reshape(-1, *x.shape[-3:])
+        y = jax.lax.platform_dependent(images, kernel, cpu=self.on_cpu, default=self.plain)
         y = y.reshape(*x.shape[:-3], *y.shape[1:])
         return y + jnp.broadcast_to(bias, y.shape)
 
-    def apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Of images along one axis."""
+    def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Of images along one axis, by one operation."""
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), PADDING, dimension_numbers=AXES)
+
+    def on_cpu(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The same by :func:`convolve`."""
         return convolve(x, kernel)
 
 
 class Halving(Convolution):
-    """The same at every other row and column, ``[..., H/2, W/2, C']``: 3x3 of blocks of 2x2 pixels."""
+    """The same at every other row and column: ``[..., H/2, W/2, C']``."""
 
-    def apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), PADDING, dimension_numbers=AXES)
+
+    def on_cpu(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """3x3 of blocks of 2x2 pixels: along an axis, tap 2 j + p meets pixel p of the block j - 1 places away."""
         (size, height, width, inputs), outputs = x.shape, kernel.shape[-1]
         x = x.reshape(size, height // 2, 2, width // 2, 2, inputs).transpose(0, 1, 3, 2, 4, 5)
-        # Along an axis, tap 2 j + p meets pixel p of the block j - 1 places away.
         taps = _six_taps(kernel).transpose(0, 2, 1, 3, 4, 5)
         return convolve(x.reshape(size, height // 2, width // 2, -1), taps.reshape(3, 3, -1, outputs))
 
 
 class Doubling(Convolution):
-    """The transposed convolution ``[..., 2 H, 2 W, C']``: 3x3 to blocks of 2x2 pixels.
+    """The transposed convolution: ``[..., 2 H, 2 W, C']``."""
 
-    Of the 5 taps along an axis two meet values in an even row, three in an odd one; the others meet zeros.
-    """
+    def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=AXES)
 
-    def apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def on_cpu(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """3x3 to blocks of 2x2 pixels: along an axis, tap 2 j + 1 - p takes the value j - 1 places away to pixel p.
+
+        Of the 5 taps two meet values in an even row, three in an odd one; the others meet zeros.
+        """
         (size, height, width, inputs), outputs = x.shape, kernel.shape[-1]
-        # Along an axis, tap 2 j + 1 - p takes the value j - 1 places away to pixel p of the block.
         taps = _six_taps(kernel)[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
         y = convolve(x, taps.reshape(3, 3, inputs, -1)).reshape(size, height, width, 2, 2, outputs)
         return y.transpose(0, 1, 3, 2, 4, 5).reshape(size, 2 * height, 2 * width, outputs)
