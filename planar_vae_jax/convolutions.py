@@ -68,7 +68,7 @@ class Convolution(nnx.Conv):
         super().__init__(inputs, outputs, KERNEL, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)  # type: ignore[index]
         images = x.reshape(-1, *x.shape[-3:])
         y = jax.lax.platform_dependent(images, kernel, cpu=self.on_cpu, default=self.plain)
         y = y.reshape(*x.shape[:-3], *y.shape[1:])
