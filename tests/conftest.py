@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import tempfile
 
@@ -53,13 +54,13 @@ def pytest_configure(config):
     """Programs are compiled once: kept in pytest's cache from one run of the suite to the next (--cache-clear)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         kept = getattr(config, "cache", None)  # none with -p no:cacheprovider
+        if kept and sum(file.stat().st_size for file in kept.mkdir("compiled").iterdir()) > 2**29:
+            shutil.rmtree(kept.mkdir("compiled"))  # JAX's own limit looks at every file for each that it adds
         directory = str(kept.mkdir("compiled")) if kept else tempfile.mkdtemp(prefix="planar_vae_jax-tests-")
         # In the environment: for pytest's own workers and for experiments in processes of their own.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
-        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**29)
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update("jax_compilation_cache_max_size", int(os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", -1)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
