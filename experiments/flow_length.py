@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import mnist
-from planar_vae_jax import evaluation, plotting, published, seeds
+from planar_vae_jax import comparison, evaluation, plotting, published
 from planar_vae_jax.data import Dataset, is_binary
-from planar_vae_jax.figures import binarized
 from planar_vae_jax.flagged_data import choose_images, load_images
 from planar_vae_jax.load import load_run
+from planar_vae_jax.pages import binarized
 from planar_vae_jax.placement import Placement
 from planar_vae_jax.runs.choice import ASKED, Choices, Timing, time_seeds
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
@@ -102,12 +102,12 @@ def main(argv: list[str]) -> None:
         for note in notes if sweep.new else ():
             warn(note)
         summaries = train(sweep, runs, config.together)
-        rows = seeds.compare(by_length(config, runs, summaries), FIGURES)
+        rows = comparison.compare(by_length(config, runs, summaries), FIGURES)
         numbers = range(config.seed, config.seed + config.seeds)
-        sweep.save_text("table.csv", seeds.comma_separated(rows, FIGURES, numbers))
+        sweep.save_text("table.csv", comparison.comma_separated(rows, FIGURES, numbers))
         first = next(iter(summaries.values()))
         setting = describe(config, first, is_binary(whole[0]))
-        sweep.save_text("table.md", f"# {setting}\n\n{seeds.markdown(rows, FIGURES)}")
+        sweep.save_text("table.md", f"# {setting}\n\n{comparison.markdown(rows, FIGURES)}")
         draw_lengths(sweep, config, rows, setting, whole[0].name)
         if config.each_class:
             draw_page(sweep, config, runs, setting)
@@ -232,7 +232,7 @@ def by_length(
         for seed in range(config.seed, config.seed + config.seeds):
             mine = {run.label: summaries[run.name] for run in runs if (run.flows, run.seed) == (flows, seed)}
             classes = {label: row for summary in mine.values() for label, row in summary["per_class"].items()}
-            whole = seeds.pooled(classes, FIGURES) if config.each_class else mine[None]["test"]
+            whole = comparison.pooled(classes, FIGURES) if config.each_class else mine[None]["test"]
             found.setdefault(flows, []).append({"all": whole, **classes})
     return found
 
@@ -286,14 +286,14 @@ def draw_page(sweep: RunFolder, config: Config, runs: Sequence[Run], setting: st
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the figures over all images."""
     several = len(rows[0][FIGURES[0]]["by_seed"]) > 1
-    print(f"\n{'mean ± standard deviation over seeds' if several else seeds.ONE_SEED}")
+    print(f"\n{'mean ± standard deviation over seeds' if several else comparison.ONE_SEED}")
     spreads = {f"K = {row['flows']}": {name: row[name]["mean"] for name in FIGURES} for row in rows}
     for row in rows:
         spreads[f"K = {row['flows']}"] |= {f"{name}_se": row[name]["std"] for name in FIGURES}
     print_table(spreads, FIGURES)
     if len(rows) > 1:
         print(f"\ndifference to K = {rows[0]['flows']}, paired by seed{', ± half of its 95 % interval' * several}")
-        print_table({f"K = {row['flows']}": seeds.halves(row["minus_first"]) for row in rows[1:]}, FIGURES)
+        print_table({f"K = {row['flows']}": comparison.halves(row["minus_first"]) for row in rows[1:]}, FIGURES)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from planar_vae_jax.binarization import BINARIZATIONS
 from planar_vae_jax.convolutions import divisible_by_4
 from planar_vae_jax.data import DATASETS, Dataset, is_binary
 from planar_vae_jax.evaluation import Images
-from planar_vae_jax.figures import describe, draw_images, draw_losses
 from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.likelihoods import LIKELIHOODS, default_binarization, measured
 from planar_vae_jax.load import vae_from_flags
@@ -32,6 +31,7 @@ from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
+from planar_vae_jax.pages import describe, draw_losses, draw_pages
 from planar_vae_jax.placement import Placement
 from planar_vae_jax.precision import PRECISIONS
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
@@ -167,7 +167,7 @@ def train(
         setting = describe(
             data.name, binarization, vae, fitted.epoch, config.objective, config.classes, binary=is_binary(data)
         )
-        draw_images(run.save_figure, vae, params, data, test, setting, config.objective)
+        draw_pages(run.save_figure, vae, params, data, test, setting, config.objective)
         draw_losses(run.save_figure, data.y_test, figures, lines, split, setting, config.objective)
         summary: dict[str, Any] = {
             "dataset": data.name,

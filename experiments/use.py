@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from planar_vae_jax import evaluation, latent, load_run, pictures, plotting
+from planar_vae_jax import evaluation, latent, latent_pages, load_run, plotting
 from planar_vae_jax.data import DataError, Dataset
 from planar_vae_jax.data.images import read_images
 from planar_vae_jax.flagged_data import load_images
@@ -201,10 +201,10 @@ def reconstruct(run: Run, images: np.ndarray, folder: Path) -> None:
 def interpolate(run: Run, data: Dataset, chosen: np.ndarray, folder: Path) -> None:
     """Two test images and the pictures between them, in z_0 and in z_K."""
     test = evaluation.fixed_images(data.x_test[chosen], data.test_index[chosen], "test", run.binarization)
-    lines = latent.interpolate(run.vae, run.params, test.pixels[:1], test.pixels[1:], pictures.STEPS)
+    lines = latent.interpolate(run.vae, run.params, test.pixels[:1], test.pixels[1:], latent_pages.STEPS)
     save_arrays(folder / "interpolation.npz", images=test.pixels, z_0=lines.base[0], z_K=lines.code[0])
     title = f"Pixel means on straight lines between test images {chosen[0]} and {chosen[1]} of {data.name}"
-    page = pictures.interpolation_page(run.vae, lines, test.pixels[:1], test.pixels[1:], title)
+    page = latent_pages.interpolation_page(run.vae, lines, test.pixels[:1], test.pixels[1:], title)
     save_figure(folder / "interpolation.png", page)
 
 

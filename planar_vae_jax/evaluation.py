@@ -1,4 +1,4 @@
-"""Figures of a data set under a trained VAE, each image drawn by a key of its own.
+"""Figures of a data set under a trained VAE (estimators: ``objectives``), each image drawn by a key of its own.
 
 The key of an image follows from the split and the image's index in it alone. So no figure depends on a run's seed (but
 through its parameters), on the number of importance samples, on a batch size or on the generator that a run trained

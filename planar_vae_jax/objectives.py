@@ -83,7 +83,7 @@ class Terms(NamedTuple):
         return self.squared_error if name == "reconstruction" else self.free_energy
 
     def annealed(self, temperature: jax.Array | float, kl_weight: jax.Array | float) -> jax.Array:
-        """Free energy for training, under either of two annealings (1 switches one off).
+        """Free energy for training, under either of two annealings (1 switches one off; schedules: ``losses``).
 
         Args:
             temperature: beta_t of Rezende & Mohamed (eq. 20), which multiplies ``log p(x, z_K)``.

@@ -67,19 +67,20 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True, scope="session")
 def no_latent_pages():
     """Runs in this process leave the pages on the latent space away, seconds each; :func:`latent_pages` draws them."""
-    from planar_vae_jax import figures
+    from planar_vae_jax import pages
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw_latent_space", lambda *args: None)
+        patch.setattr(pages, "draw_latent_space", lambda *args: None)
         yield
 
 
 @pytest.fixture
 def latent_pages(monkeypatch):
     """A run draws every page."""
-    from planar_vae_jax import figures, pictures
+    from planar_vae_jax import latent_pages as drawn
+    from planar_vae_jax import pages
 
-    monkeypatch.setattr(figures, "draw_latent_space", pictures.draw_latent_space)
+    monkeypatch.setattr(pages, "draw_latent_space", drawn.draw_latent_space)
 
 
 @pytest.fixture

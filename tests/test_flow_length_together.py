@@ -26,7 +26,7 @@ def images(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """They take most of the time of a tiny run."""
-    monkeypatch.setattr(flow_length.mnist, "draw_images", lambda *args: None)
+    monkeypatch.setattr(flow_length.mnist, "draw_pages", lambda *args: None)
     monkeypatch.setattr(flow_length.mnist, "draw_losses", lambda *args: None)
 
 

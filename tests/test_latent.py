@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from planar_vae_jax import evaluation, latent, pictures, planar_flow
+from planar_vae_jax import evaluation, latent, latent_pages, planar_flow
 from planar_vae_jax.data import Dataset
 from planar_vae_jax.distributions import standard_normal_log_prob
 from planar_vae_jax.models import VAE
@@ -158,7 +158,7 @@ def test_every_page_is_drawn_for_any_data(size, latents, flow_length, amortized,
     pages = {}
     test = jax.tree.map(lambda leaf: leaf[:size], TEST)
     data = dataset(labels, size)
-    pictures.draw_latent_space(pages.__setitem__, vae, vae.init(jax.random.key(0)), data, test, "bars", "elbo")
+    latent_pages.draw_latent_space(pages.__setitem__, vae, vae.init(jax.random.key(0)), data, test, "bars", "elbo")
     several = size > 1 and (labels is None or len(np.unique(labels)) > 1)
     assert ("interpolations.png" in pages) == several
     assert ("posteriors.png" in pages) == (latents == 2)
@@ -170,7 +170,7 @@ def test_every_page_is_drawn_for_any_data(size, latents, flow_length, amortized,
 def test_no_posterior_is_drawn_that_nothing_was_trained_to_approximate():
     vae, pages = VAE(SHAPE, hidden=4, latent=2, flow_length=0), {}
     params = vae.init(jax.random.key(0))
-    pictures.draw_latent_space(pages.__setitem__, vae, params, dataset(None), TEST, "bars", "reconstruction")
+    latent_pages.draw_latent_space(pages.__setitem__, vae, params, dataset(None), TEST, "bars", "reconstruction")
     assert "posteriors.png" not in pages
 
 
@@ -180,7 +180,7 @@ def test_pages_of_colour_images_and_full_covariances(tmp_path):
     data = Dataset("colours", "here", x, labels, None, None, x, labels, index, None, index)
     test = evaluation.fixed_images(x, index, "test", "none")
     vae, pages = VAE((5, 4, 3), hidden=4, latent=2, flow_length=1, posterior="full", likelihood="logistic"), {}
-    pictures.draw_latent_space(pages.__setitem__, vae, vae.init(jax.random.key(0)), data, test, "colours", "elbo")
+    latent_pages.draw_latent_space(pages.__setitem__, vae, vae.init(jax.random.key(0)), data, test, "colours", "elbo")
     assert set(pages) == {"posteriors.png", "interpolations.png", "traversals.png", "aggregate.png"}
     for name, figure in pages.items():
         figure.savefig(tmp_path / name)

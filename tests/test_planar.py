@@ -1,4 +1,4 @@
-"""The public functions: shapes, dtypes, methods, errors, and how a flow is drawn."""
+"""The public functions: shapes, dtypes, methods, errors, how a flow is drawn. Against jacfwd: ``test_flow_map``."""
 
 import contextlib
 import functools

@@ -9,8 +9,8 @@ fall back to an older step. So every checkpoint carries the CRC-32 of its arrays
 fit is as damaged as one that cannot be read. The arrays are written as one vector of bytes: a third of the time and of
 the files that a tree of leaves takes.
 
-Until its first save, or :meth:`Checkpoints.begin_to_write`, it writes and deletes nothing. Whoever only reads:
-:mod:`planar_vae_jax.runs.reading`.
+Until its first save, or :meth:`Checkpoints.begin_to_write`, it writes and deletes nothing. What reads and
+checks them: :mod:`planar_vae_jax.runs.reading`.
 """
 
 import contextlib

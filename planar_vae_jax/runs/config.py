@@ -2,7 +2,8 @@
 
 A config is a frozen dataclass whose fields are made by :func:`flag`. :func:`parse` turns ``argv`` into a config, or
 raises :class:`UsageError` with one line that names the flag, what it wants and what came. A config of a run extends
-:class:`RunFlags` and is parsed by :func:`parse_run`, which knows what the run in ``--workdir`` was begun with.
+:class:`RunFlags` and is parsed by :func:`parse_run`, which knows what the run in ``--workdir`` was begun with; whether
+both are the same run: ``folder``.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and on the disk before anything counts on them."""
+"""Files that are whole or not there, and on the disk before anything counts on them; ``metrics.jsonl``."""
 
 import json
 import math

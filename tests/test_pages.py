@@ -2,8 +2,8 @@
 
 import pytest
 
-from planar_vae_jax.figures import describe
 from planar_vae_jax.models import VAE
+from planar_vae_jax.pages import describe
 
 SHAPE = (8, 8)
 

@@ -1,4 +1,4 @@
-"""The figures of a VAE's run, each given to a function that saves it under a name."""
+"""The pages that a VAE's run draws, each given to a function that saves it under a name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 from planar_vae_jax import evaluation, plotting
 from planar_vae_jax.data import Dataset, examples
 from planar_vae_jax.evaluation import Figures, Images
+from planar_vae_jax.latent_pages import draw_latent_space
 from planar_vae_jax.models import VAE
-from planar_vae_jax.pictures import draw_latent_space
 from planar_vae_jax.streaming import Streamed
 
 SaveFigure = Callable[[str, Any], object]  # (file name, matplotlib Figure), as ``RunFolder.save_figure``
@@ -52,7 +52,7 @@ def _pixels(vae: VAE, binarization: str, objective: str, binary: bool) -> str:
     return levels + likelihoods[vae.likelihood]
 
 
-def draw_images(
+def draw_pages(
     save: SaveFigure, vae: VAE, params: Any, data: Dataset, test: Images | Streamed, setting: str, objective: str
 ) -> None:
     """Figures 3 and 4 of the paper, samples from the prior, and the pages on the latent space."""
