@@ -9,8 +9,13 @@ import tempfile
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is spent on compiling. Machine code that is not optimised has the same arithmetic, and is
-# made in half of the time; .ci/run runs the numerics again as users have them (XLA_FLAGS= switches this off).
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# made in a quarter of the time by XLA's older generator of it, for one core at once (pytest-xdist has the others);
+# .ci/run runs the numerics again as users have them (XLA_FLAGS= switches this off).
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import hypothesis
 import jax
