@@ -46,7 +46,11 @@ class Config:
     """Flags of ``experiments.use``."""
 
     workdir: str = flag(None, "the folder of a run of experiments.mnist")
-    checkpoint: str = flag("latest", "best: lowest validation loss", choices=("latest", "best"))
+    checkpoint: str = flag(
+        None,
+        "latest, or best: lowest validation loss; default: latest; best of a run with --patience",
+        choices=("latest", "best"),
+    )
     output: str | None = flag(None, "folder for what is written; default: WORKDIR/use")
     reconstruct: str | None = flag(None, "FILE.npz, a picture, or a pattern as in 'digits/*.png'")
     samples: int | None = flag(None, "how many pictures to decode from the prior", at_least=1, at_most=100_000)
@@ -69,7 +73,9 @@ def main(argv: list[str]) -> None:
     try:
         with as_run_error(ImportError):
             plotting.check_figures()
-            run = load_run(config.workdir, config.checkpoint)
+            run = load_run(config.workdir, config.checkpoint or "latest")
+            if config.checkpoint is None and run.config.get("patience"):  # as its summary is
+                run = load_run(config.workdir, "best")
     except CheckpointError:
         raise
     except ValueError as error:

@@ -76,6 +76,19 @@ def pooled(classes: Mapping[str, Mapping[str, Any]], figures: Sequence[str]) -> 
     return {name: _finite(float(np.average(values, weights=weights))) for name, values in means.items()}
 
 
+def latent_units(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``active_units``, and ``kl_by_dimension`` of z_K (largest first; ``None``: not known), the mean over models.
+
+    Args:
+        models: ``active_units`` of the summary of each, as :func:`planar_vae_jax.latent.active_units` gives them.
+    """
+    kl = [sorted(model["kl"], reverse=True) for model in models if "kl" in model]
+    return {
+        "active_units": float(np.mean([model["count"] for model in models])),
+        "kl_by_dimension": np.mean(kl, axis=0).tolist() if len(kl) == len(models) else None,
+    }
+
+
 # --- Tables
 
 
@@ -93,9 +106,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
             [f"{row['flows']}", *(interval_text(row["minus_first"][name]) for name in figures)] for row in rows[1:]
         ]
         parts += [f"Difference to K = {first}, paired by seed{interval}.", _markdown([head, *minus])]
-    for name in figures if rows[0]["per_class"] else ():
+    for name in (name for name in figures if _known_by_class(rows, name)):
         parts += [f"By class: {name.replace('_', ' ')}.", _by_class(rows, name)]
     return "\n\n".join(parts) + "\n"
+
+
+def _known_by_class(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(group[name]["mean"] is not None for row in rows for group in row["per_class"].values())
 
 
 def _by_class(rows: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -143,7 +160,7 @@ def comma_separated(rows: Sequence[Mapping[str, Any]], figures: Sequence[str], s
     for label in ("all", *rows[0]["per_class"]):
         for row in rows:
             group = row if label == "all" else row["per_class"][label]
-            for name in figures:
+            for name in figures if label == "all" else [name for name in figures if _known_by_class(rows, name)]:
                 spread, minus = group[name], group["minus_first"][name]
                 writer.writerow(
                     [label, row["flows"], name, spread["mean"], spread["std"], *minus.values(), *spread["by_seed"]]

@@ -52,9 +52,13 @@ def kl_by_dimension(vae: VAE, params: Any, images: Images | Streamed) -> np.ndar
 def _kl_by_dimension(vae: VAE, params: Any, images: Images) -> jax.Array:
     def batch(pixels: jax.Array, keys: jax.Array) -> jax.Array:
         mean, variance = posterior_moments(vae.bind(params).encode(unit_pixels(pixels)))
-        return 0.5 * (jnp.square(mean) + variance - 1.0 - jnp.log(variance))
+        return _kl_to_prior(mean, variance)
 
     return jnp.mean(map_batches(batch, images, BATCH // 4), axis=0)
+
+
+def _kl_to_prior(mean: jax.Array, variance: jax.Array) -> jax.Array:
+    return 0.5 * (jnp.square(mean) + variance - 1.0 - jnp.log(variance))
 
 
 def posterior_moments(posterior: PlanarFlow) -> tuple[jax.Array, jax.Array]:
@@ -75,21 +79,23 @@ class LatentUnits(NamedTuple):
     """What each latent dimension carries, ``[L]``."""
 
     variance_of_mean: np.ndarray  # over images, of the mean of the posterior of z_K, which the decoder is given
+    kl: np.ndarray  # nats: of the posterior of z_K to the prior, as in :func:`kl_by_dimension`, averaged over images
     kl_q0: np.ndarray  # nats: the closed-form KL of q_0 to the prior (``PlanarFlow.base_kl``), averaged over images
 
 
 def latent_units(vae: VAE, params: Any, images: Images | Streamed) -> LatentUnits:
     """Over a whole data set, in float64; for K = 0 the sum of ``kl_q0`` is the mean KL without sampling."""
-    moments = map_chunks(lambda chunk: _means_and_base_kl(vae, params, chunk.pixels), images, BATCH // 4)
-    means, kl = (np.asarray(leaf, np.float64) for leaf in moments)
-    return LatentUnits(np.var(means, axis=0), np.mean(kl, axis=0))
+    moments = map_chunks(lambda chunk: _mean_and_kl(vae, params, chunk.pixels), images, BATCH // 4)
+    mean, kl, kl_q0 = (np.asarray(leaf, np.float64) for leaf in moments)
+    return LatentUnits(np.var(mean, axis=0), np.mean(kl, axis=0), np.mean(kl_q0, axis=0))
 
 
 @functools.partial(jax.jit, static_argnames="vae")
-def _means_and_base_kl(vae: VAE, params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def batch(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _mean_and_kl(vae: VAE, params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def batch(pixels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         posterior = vae.bind(params).encode(unit_pixels(pixels))
-        return posterior_moments(posterior)[0], posterior.base_kl
+        mean, variance = posterior_moments(posterior)
+        return mean, _kl_to_prior(mean, variance), posterior.base_kl
 
     return map_batches(batch, (pixels,), BATCH // 4)
 
@@ -105,6 +111,7 @@ def active_units(units: LatentUnits, threshold: float = 0.01) -> dict[str, Any]:
         "of": len(units.kl_q0),
         "threshold": threshold,
         "variance_of_mean": units.variance_of_mean.tolist(),
+        "kl": units.kl.tolist(),
         "kl_q0": units.kl_q0.tolist(),
     }
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import flow_length, mnist
+from experiments import flow_length, length_pages, mnist
 from planar_vae_jax import load_run, plotting
+from planar_vae_jax.data.dataset import assemble
 from planar_vae_jax.runs import compiled, fit, signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.uncertainty import student_t_quantile
@@ -105,11 +106,24 @@ def test_the_summary_holds_means_spreads_and_paired_differences_of_the_runs(swep
     assert found["rows"][0]["minus_first"]["nll"] == {"mean": 0, "low": 0, "high": 0}
 
 
+def test_a_sweep_tells_what_its_runs_are_and_what_each_latent_dimension_carries(swept):
+    found, table = read(swept / "summary.json"), (swept / "table.md").read_text()
+    assert (found["binarization"], found["nats_of"]) == ("dynamic", "binary images")
+    assert (found["latent"], found["optimizer"], found["amortized"]) == (2, "schedule_free", True)
+    for words in ("each image its own flow", "3 seeds", "latent=2", "Nats are of binary images."):
+        assert words in table
+    row = found["rows"][1]
+    units = [read(swept / f"flows=2-seed={seed}" / "summary.json")["active_units"] for seed in (5, 6, 7)]
+    assert row["active_units"]["by_seed"] == [unit["count"] for unit in units]
+    assert row["kl_by_dimension"] == [sorted(unit["kl"], reverse=True) for unit in units]
+    assert f"| 2 | {np.mean(row['kl_by_dimension'], axis=0)[0]:.2f} " in table
+
+
 def test_the_tables_hold_the_same_figures_and_there_is_a_picture(swept):
     (row,) = (row for row in read(swept / "summary.json")["rows"] if row["flows"] == 2)
     with (swept / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 4 * 2 * len(FIGURES)
+    assert len(lines) == 2 * (4 * len(FIGURES) + 1)  # units are active over all classes alone
     (line,) = (one for one in lines if (one["class"], one["flows"], one["figure"]) == ("1", "2", "nll"))
     assert float(line["mean"]) == row["per_class"]["1"]["nll"]["mean"]
     assert float(line["high"]) == row["per_class"]["1"]["minus_first"]["nll"]["high"]
@@ -118,6 +132,16 @@ def test_the_tables_hold_the_same_figures_and_there_is_a_picture(swept):
     assert f"{row['free_energy']['mean']:.4g}"[:4] in table
     assert "3 seeds" in table
     assert (swept / "flow_length.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("other", [{}, {"latent": 2}, {"objective": "iwae"}, {"posterior": "full"}, {"classes": (3,)}])
+def test_published_figures_stand_beside_those_of_their_setting_alone(other):
+    images = np.broadcast_to(np.eye(28, dtype=np.uint8), (10_000, 28, 28))
+    data = assemble("binarized_mnist", "a test", {"x_train": images, "x_test": images})
+    config = flow_length.Config(**{"layers": 2, "amortized": True, **other})
+    assert length_pages.is_published_setting(config, data) == (not other)
+    assert not length_pages.is_published_setting(config, data._replace(x_test=images[:300]))
+    assert not length_pages.is_published_setting(config, data._replace(name="mnist"))
 
 
 def test_a_finished_sweep_says_so_and_more_lengths_and_seeds_go_on_with_what_there_is(images, tmp_path, capsys):
@@ -129,7 +153,9 @@ def test_a_finished_sweep_says_so_and_more_lengths_and_seeds_go_on_with_what_the
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("flows=*/summary.json")}
     capsys.readouterr()
     flow_length.main(arguments(images, tmp_path, "--lengths=0", "--seeds=1"))
-    assert "is finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is finished" in said
+    assert "--eval_only" not in said  # of a single run
     programs = None
     for flags in (("--lengths=2,0", "--seeds=1"), ("--lengths=2,0", "--seeds=2")):
         flow_length.main(arguments(images, tmp_path, *flags))

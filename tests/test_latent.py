@@ -56,6 +56,7 @@ def test_units_carry_what_the_posteriors_mean_and_the_closed_form_say():
     np.testing.assert_allclose(units.variance_of_mean, np.var(posterior.mean, axis=0), rtol=1e-4, atol=1e-8)
     closed = 0.5 * (posterior.mean**2 + jnp.exp(2 * posterior.log_std) - 1) - posterior.log_std
     np.testing.assert_allclose(units.kl_q0, np.mean(closed, axis=0), rtol=1e-4)
+    np.testing.assert_allclose(units.kl, np.mean(closed, axis=0), rtol=1e-4, atol=1e-6)  # z_0 is z_K
     found = latent.active_units(units)
     assert (found["count"], found["of"], found["threshold"]) == (2, 3, 0.01)
     assert units.variance_of_mean[1] < 1e-9
@@ -76,6 +77,8 @@ def test_a_unit_is_active_by_what_the_decoder_is_given():
     np.testing.assert_allclose(units.variance_of_mean, np.var(jnp.mean(z, axis=0), axis=0), rtol=0.2, atol=1e-3)
     assert latent.active_units(units)["count"] > 0
     np.testing.assert_allclose(units.kl_q0, 0.0, atol=1e-6)
+    normal = 0.5 * (np.mean(z, axis=0) ** 2 + np.var(z, axis=0) - 1 - np.log(np.var(z, axis=0)))
+    np.testing.assert_allclose(units.kl, np.mean(normal, axis=0), rtol=0.2, atol=0.01)
 
 
 def test_the_kl_by_dimension_is_exact_without_a_flow_and_a_bound_with_one(model):

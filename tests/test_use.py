@@ -1,6 +1,7 @@
 """What experiments.use does with a trained run, from its command line."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -97,6 +98,20 @@ def test_the_gap(start, capsys):
     assert whole == pytest.approx(summary["encoder"]["gap"], abs=1e-3)
     assert summary["own_family"]["amortisation"] > -0.1
     assert "amortisation" in capsys.readouterr().out
+
+
+def test_a_run_with_patience_is_used_at_its_best_checkpoint(start, monkeypatch):
+    asked, load = [], use.load_run
+
+    def load_run(workdir, checkpoint):
+        asked.append(checkpoint)
+        run = load(workdir)
+        return dataclasses.replace(run, config={**run.config, "patience": 2})
+
+    monkeypatch.setattr(use, "load_run", load_run)
+    start("--samples=1")
+    start("--samples=1", "--checkpoint=latest")
+    assert asked == ["latest", "best", "latest"]
 
 
 def test_without_output_it_writes_into_the_runs_folder(place):

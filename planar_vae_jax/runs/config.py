@@ -1,9 +1,8 @@
 """Command-line flags from a dataclass: one field is one flag, with its check and its help.
 
 A config is a frozen dataclass whose fields are made by :func:`flag`. :func:`parse` turns ``argv`` into a config, or
-raises :class:`UsageError` with one line that names the flag, what it wants and what came. A config of a run extends
-:class:`RunFlags` and is parsed by :func:`parse_run`, which knows what the run in ``--workdir`` was begun with; whether
-both are the same run: ``folder``.
+raises :class:`UsageError` with one line that names the flag, what it wants and what came. A run's config extends
+:class:`RunFlags`; :func:`parse_run` knows what the run in ``--workdir`` was begun with (``folder`` compares the two).
 """
 
 import dataclasses
@@ -183,6 +182,7 @@ def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:
 class RunFlags:
     """Flags of every run."""
 
+    drawn_again: typing.ClassVar[bool] = True  # by --eval_only
     workdir: str | None = flag(
         None, "folder for what the run writes; default: one in runs/ named after the flags", resumable=True
     )

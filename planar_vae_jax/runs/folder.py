@@ -231,8 +231,8 @@ class RunFolder:
         return summary is not None and all(summary.get(name, flags[name]) == flags[name] for name in names)
 
     def _say_finished(self) -> None:
-        again = f"--workdir={self._named} --eval_only draws its figures again"
-        print(f"the run in {self.workdir} is finished (summary.json); {again}", flush=True)
+        again = f"; --workdir={self._named} --eval_only draws its figures again" if self.config.drawn_again else ""
+        print(f"the run in {self.workdir} is finished (summary.json){again}", flush=True)
 
     def _compare_machine(self, stored: dict[str, Any]) -> None:
         """Other versions or another device go on with the run, but not to the same bits."""
