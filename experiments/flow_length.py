@@ -13,28 +13,74 @@ finished are not repeated.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from experiments import mnist
-from experiments.length_pages import describe, draw_lengths, draw_page, kl_text, show, told
-from experiments.length_runs import THREEFRY, Config, Run, check_flags, plan
-from planar_vae_jax import comparison
-from planar_vae_jax.data import is_binary
-from planar_vae_jax.flagged_data import load_images
+from planar_vae_jax import comparison, comparison_pages, published
+from planar_vae_jax.data import Dataset, is_binary
+from planar_vae_jax.flagged_data import choose_images, load_images
+from planar_vae_jax.pages import binarized
 from planar_vae_jax.placement import Placement
-from planar_vae_jax.runs.choice import Choices, Timing, time_seeds
-from planar_vae_jax.runs.config import parse_run
-from planar_vae_jax.runs.console import run_main, warn
+from planar_vae_jax.runs.choice import ASKED, Choices, Timing, time_seeds
+from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
+from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import Devices, choose_devices, choose_devices_of_seeds
 from planar_vae_jax.runs.files import read_json
 from planar_vae_jax.runs.folder import RunFolder, is_finished, open_run
 from planar_vae_jax.runs.together import Seed, fit_together
 
 TOGETHER = "together.json"  # how the seeds of each length were trained
+THREEFRY = "threefry2x32"  # under vmap the other generators draw for all seeds by the key of the first
+# Flags whose values words of a title tell, or the data set's name.
+IN_WORDS = ("flows", "epochs", "seed", "dataset", "data_dir", "classes", "objective", "binarization", "amortized")
+FLAGS = tuple(mnist.Config.__annotations__)  # of a run, without those of every run
+
+
+@dataclass(frozen=True)
+class Config(mnist.Config):
+    """Flags of ``experiments.flow_length``: its own, and those of each run."""
+
+    lengths: tuple[int, ...] = flag(
+        (0, 5, 10, 20),
+        "K of each model, as in 0,5; differences are to the first",
+        at_least=0,
+        at_most=10_000,
+        resumable=True,
+    )
+    seeds: int = flag(4, "of each model: --seed, --seed + 1, ...", at_least=1, at_most=10_000, resumable=True)
+    each_class: bool = flag(False, "train on each class alone (those of --classes, if given)")
+    together: str = flag(
+        "auto",
+        "train the seeds of a length at once; auto: where that is measured to be faster",
+        choices=ASKED,
+        resumable=True,
+        default_before="no",
+    )
+    drawn_again: ClassVar[bool] = False
+    flows: int = flag(None, "of experiments.mnist alone; here: --lengths")
+
+
+class Run(NamedTuple):
+    """A run of the sweep."""
+
+    flows: int
+    seed: int
+    label: int | None  # the class that it is of alone
+    config: mnist.Config
+    data: Dataset
+    identity: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{'' if self.label is None else f'class={self.label}-'}flows={self.flows}-seed={self.seed}"
 
 
 def main(argv: list[str]) -> None:
@@ -62,10 +108,18 @@ def main(argv: list[str]) -> None:
         sweep.save_text("table.csv", comparison.comma_separated(rows, figures, numbers))
         setting, nats = describe(config, first, is_binary(whole[0])), f"Nats are of {first['nats_of']}."
         table = comparison.markdown(rows, figures)
-        sweep.save_text("table.md", f"# {setting}\n\n{nats}\n\n{table}\n{kl_text(rows)}")
-        draw_lengths(sweep, config, rows, setting, whole[0])
+        sweep.save_text("table.md", f"# {setting}\n\n{nats}\n\n{table}\n{comparison.kl_text(rows)}")
+        theirs = published.is_setting(vars(config), whole[0].name, whole[0].x_test.shape)
+        sweep.save_figure("flow_length.png", comparison_pages.against_length(rows, config.objective, setting, theirs))
         if config.each_class:
-            draw_page(sweep, config, runs, setting)
+            ends = (config.lengths[0], config.lengths[-1])
+            chosen = [run for run in runs if run.seed == config.seed and run.flows in ends]
+            models = [(run.label or 0, run.flows, run.data, sweep.workdir / run.name) for run in chosen]
+            title = (
+                f"Test images and their reconstructions by the model of their class, seed {config.seed}\n({setting})"
+            )
+            checkpoint = "best" if config.patience else "latest"
+            sweep.save_figure("each_class.png", comparison_pages.each_class(models, checkpoint, title))
         sweep.finish(
             {
                 **{name: first[name] for name in ("dataset", "source", "binarization", "nats_of")},
@@ -77,6 +131,51 @@ def main(argv: list[str]) -> None:
         )
         print(f"\n{nats}")
         show(rows, figures)
+
+
+def check_flags(config: Config) -> None:
+    """Checks the sweep's own flags."""
+    if config.flows is not None:
+        raise UsageError(f"--flows is given by --lengths here; got --flows={config.flows}")
+    if config.eval_only:
+        single = "python -m experiments.mnist --workdir=WORKDIR/flows=K-seed=S --eval_only"
+        raise UsageError(f"--eval_only is of a single run: {single}")
+    if config.coordinator is not None:
+        raise UsageError(f"--coordinator is of a single run, a sweep is one process; got {config.coordinator!r}")
+    if config.together == "yes" and config.prng != THREEFRY:
+        raise UsageError(f"--together=yes needs --prng={THREEFRY}; got --prng={config.prng}")
+    if not config.lengths or len(set(config.lengths)) < len(config.lengths):
+        given = ",".join(map(str, config.lengths))
+        raise UsageError(f"--lengths must be at least one number, and none twice; got {given!r}")
+
+
+def plan(config: Config, data: Dataset, identity: dict[str, Any]) -> list[Run]:
+    """All runs of the sweep, each with its flags checked before the first begins."""
+    images: dict[int | None, tuple[Dataset, dict[str, Any]]] = {None: (data, identity)}
+    if config.each_class:
+        if data.y_train is None or data.y_test is None:
+            raise UsageError(f"--each_class needs labels of training and test images; {data.name} has none")
+        labels = [int(label) for label in np.unique(data.y_test)]
+        images = {c: choose_images(data, (c,), config.validation) for c in labels}
+    runs = []
+    for label, of_label in images.items():
+        for flows in config.lengths:
+            for seed in range(config.seed, config.seed + config.seeds):
+                one = config_of_run(config, flows, seed, label)
+                one = mnist.with_defaults(one, mnist.check_data(one, of_label[0]))
+                runs.append(Run(flows, seed, label, one, *of_label))
+    return runs
+
+
+def config_of_run(config: Config, flows: int, seed: int, label: int | None) -> mnist.Config:
+    """The flags of one run, but for its folder."""
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(mnist.Config)}
+    given |= {"flows": flows, "seed": seed, "amortized": config.amortized and flows > 0}
+    given |= {"resume": "auto", "overwrite": False, "classes": config.classes if label is None else (label,)}
+    one = mnist.Config(**given)
+    check(one)
+    mnist.check_flags(one)
+    return one
 
 
 def train(sweep: RunFolder, runs: Sequence[Run], asked: str) -> dict[str, dict[str, Any]]:
@@ -143,6 +242,44 @@ def by_length(
             units = comparison.latent_units([summary["active_units"] for summary in mine.values()])
             found.setdefault(flows, []).append({"all": {**whole, **units}, **classes})
     return found
+
+
+def describe(config: Config, summary: Mapping[str, Any], binary: bool) -> str:
+    """What tells this sweep's figures from another's: flags that are not the default as they are, if not in words."""
+    given = {name: getattr(config, name) for name in FLAGS if name not in IN_WORDS}
+    given = {name: value for name, value in given.items() if value != getattr(Config, name)}
+    binarization = summary["binarization"]
+    parts = [
+        f"{summary['dataset']}{f' classes {shown(as_json(config.classes))}' if config.classes else ''}",
+        *(["a model for each class"] if config.each_class else []),
+        "grey levels" if binarization == "none" else binarized(binarization, binary),
+        "each image its own flow" if config.amortized else "one flow for all images",
+        *([f"objective {config.objective}"] if config.objective != "elbo" else []),
+        f"{'at most ' * bool(config.patience)}{config.epochs} epoch{'s' * (config.epochs > 1)}",
+        f"{config.seeds} seed{'s' * (config.seeds > 1)}",
+        *(f"{name}={value}" for name, value in given.items()),
+    ]
+    return ", ".join(parts)
+
+
+def told(config: Config, one: mnist.Config) -> dict[str, Any]:
+    """For the summary: the flags that say what the sweep is of and how its runs, as ``one``, are trained."""
+    own = {name: getattr(config, name) for name in ("lengths", "seeds", "each_class", "seed", "classes", "amortized")}
+    left_out = (*own, "flows", "dataset", "data_dir")
+    return own | {name: getattr(one, name) for name in FLAGS if name not in left_out}
+
+
+def show(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
+    """Prints the figures over all images."""
+    several = len(rows[0][figures[0]]["by_seed"]) > 1
+    print(f"\n{'mean ± standard deviation over seeds' if several else comparison.ONE_SEED}")
+    spreads = {f"K = {row['flows']}": {name: row[name]["mean"] for name in figures} for row in rows}
+    for row in rows:
+        spreads[f"K = {row['flows']}"] |= {f"{name}_se": row[name]["std"] for name in figures}
+    print_table(spreads, figures)
+    if len(rows) > 1:
+        print(f"\ndifference to K = {rows[0]['flows']}, paired by seed{', ± half of its 95 % interval' * several}")
+        print_table({f"K = {row['flows']}": comparison.halves(row["minus_first"]) for row in rows[1:]}, figures)
 
 
 if __name__ == "__main__":

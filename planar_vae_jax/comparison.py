@@ -115,6 +115,25 @@ def _known_by_class(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
     return any(group[name]["mean"] is not None for row in rows for group in row["per_class"].values())
 
 
+def kl_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: what each latent dimension carries, for each length; empty for runs of older versions."""
+    known = [row for row in rows if None not in row["kl_by_dimension"]]
+    head = """KL of q(z_K|x) to the prior by latent dimension, largest first, as if normal and independent
+(nats; mean over images and seeds; those below 0.01 are counted).
+
+| K | KL by dimension |
+|---|---|
+"""
+    return head * bool(known) + "".join(f"| {row['flows']} | {_spectrum(row['kl_by_dimension'])} |\n" for row in known)
+
+
+def _spectrum(by_seed: Sequence[Sequence[float]]) -> str:
+    kl = np.mean(by_seed, axis=0)
+    carried = " ".join(f"{value:.2f}" for value in kl if value >= 0.01)
+    rest = int(np.sum(kl < 0.01))
+    return f"{carried}{f' and {rest} below' * (rest > 0)}".strip()
+
+
 def _by_class(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     first = rows[0]["flows"]
     head = ["class", *(f"K = {row['flows']}" for row in rows), *(f"{row['flows']} minus {first}" for row in rows[1:])]

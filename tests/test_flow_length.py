@@ -13,9 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import flow_length, length_pages, mnist
-from planar_vae_jax import load_run, plotting
-from planar_vae_jax.data.dataset import assemble
+from experiments import flow_length, mnist
+from planar_vae_jax import load_run, plotting, published
 from planar_vae_jax.runs import compiled, fit, signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.uncertainty import student_t_quantile
@@ -136,12 +135,10 @@ def test_the_tables_hold_the_same_figures_and_there_is_a_picture(swept):
 
 @pytest.mark.parametrize("other", [{}, {"latent": 2}, {"objective": "iwae"}, {"posterior": "full"}, {"classes": (3,)}])
 def test_published_figures_stand_beside_those_of_their_setting_alone(other):
-    images = np.broadcast_to(np.eye(28, dtype=np.uint8), (10_000, 28, 28))
-    data = assemble("binarized_mnist", "a test", {"x_train": images, "x_test": images})
-    config = flow_length.Config(**{"layers": 2, "amortized": True, **other})
-    assert length_pages.is_published_setting(config, data) == (not other)
-    assert not length_pages.is_published_setting(config, data._replace(x_test=images[:300]))
-    assert not length_pages.is_published_setting(config, data._replace(name="mnist"))
+    flags = vars(flow_length.Config(**{"layers": 2, "amortized": True, **other}))
+    assert published.is_setting(flags, "binarized_mnist", (10_000, 28, 28)) == (not other)
+    assert not published.is_setting(flags, "binarized_mnist", (300, 28, 28))
+    assert not published.is_setting(flags, "mnist", (10_000, 28, 28))
 
 
 def test_a_finished_sweep_says_so_and_more_lengths_and_seeds_go_on_with_what_there_is(images, tmp_path, capsys):
