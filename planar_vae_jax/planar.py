@@ -201,7 +201,7 @@ class Prepared(NamedTuple):
     constrained: Constrained  # of u and w
 
 
-@functools.partial(jax.jit, static_argnames=("h", "method"), inline=True)
+@functools.partial(jax.jit, static_argnames=("h", "method"))
 def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax.Array, jax.Array]:
     if method == "scan" and params.b.shape[-1] and not _serves_many(params, z0):
         return amortized_layers(NONLINEARITIES[h], *_widened(params, z0))
@@ -209,7 +209,7 @@ def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax
     return _for_each_flow(functools.partial(run, NONLINEARITIES[h]), params, z0)
 
 
-@functools.partial(jax.jit, static_argnames="h", inline=True)
+@functools.partial(jax.jit, static_argnames="h")
 def _backward(params: Planar, zK: jax.Array, *, h: str) -> tuple[jax.Array, jax.Array]:
     return _for_each_flow(functools.partial(_inverse_scan, NONLINEARITIES[h]), params, zK)
 

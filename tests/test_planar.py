@@ -178,8 +178,14 @@ def test_half_precision_is_computed_in_float32_and_returned_so(dim, dtype):
 
 def test_eager_calls_are_compiled_once():
     params, z0 = draw(3, 2, dtype=np.float32)
-    for function in (planar_flow, inverse_planar_flow):
-        function(params, z0)
+
+    def total(function):
+        return lambda params, z: jnp.sum(function(params, z)[1])
+
+    flows = (planar_flow, inverse_planar_flow)
+    for function in (*flows, *(jax.grad(total(flow)) for flow in flows)):
+        for _ in range(2):
+            function(params, z0)
         with jax.log_compiles(), warnings_of_compilation() as compiled:
             for scale in (1.0, 2.0, 3.0):
                 function(params, np.float32(scale) * z0)
