@@ -56,7 +56,7 @@ class PlanarFlow:
 
     Args:
         params: ``Planar(u [..., K, D], w [..., K, D], b [..., K])``.
-        mean: ``[]``, ``[D]`` or ``[..., D]``; a number is turned into an array of the dtype of ``params``.
+        mean: ``[]``, ``[D]`` or ``[..., D]``; a number stands for ``[D]`` of them, of the dtype of ``params``.
         log_std: likewise, the logarithm of the standard deviations.
         h: the nonlinearity, one of ``NONLINEARITIES``.
         lower: None, or ``[..., D, D]``, of which the entries below the diagonal count: the rest of a Cholesky factor.
@@ -120,6 +120,8 @@ class PlanarFlow:
         Args:
             noise: ``[..., D]``, draws from N(0, I).
         """
+        if noise.dtype == self.params.u.dtype:
+            noise = noise.astype(self.mean.dtype)  # half precision is computed in float32
         mean, log_std, noise = jnp.broadcast_arrays(self.mean, self.log_std, noise)
         z0 = mean + jnp.exp(log_std) * noise
         if self.lower is not None:
@@ -183,6 +185,8 @@ def _of_the_base(name: str, value: Any, u: jax.Array, axes: int = 1) -> jax.Arra
     if array.dtype not in (u.dtype, dtype):
         raise ValueError(f"{name} and params must be of one floating dtype; got {array.dtype} and {u.dtype}")
     dim = u.shape[-1]
+    if axes == 1 and not array.ndim:  # so that densities that are stacked, or made by jax.vmap, are a batch of them
+        array = jnp.broadcast_to(array, (dim,))
     if axes == 1 and array.ndim and array.shape[-1] != dim:
         raise ValueError(f"{name} must be of shape [] or [..., {dim}], as params has; got {array.shape}")
     if axes == 2 and array.shape[-2:] != (dim, dim):

@@ -96,10 +96,11 @@ def planar_flow(
             flow serves all events. With leading axes they are amortised: the leading axes are broadcast against those
             of ``z0`` from the right, so ``u [B, K, D]`` has a flow for each event of ``z0 [B, D]``, and for each S
             samples of ``z0 [S, B, D]``.
-        z0: ``[..., D]``, of the dtype of ``params``. float16 and bfloat16 are computed in float32 and returned so.
+        z0: ``[..., D]``, of the dtype of ``params``. float16 and bfloat16 are computed in float32 and returned so (and
+            parameters of either take such a float32).
         h: the nonlinearity, one of ``NONLINEARITIES``.
         method: ``"scan"`` carries ``z`` through ``lax.scan`` over the layers, O(K D) an event, and reverse
-            mode keeps K copies of ``z``. ``"gram"`` is the same map from two matrix products and a
+            mode keeps K copies of ``z``. ``"gram"`` is the same map from three matrix products and a
             recursion over K scalars (:mod:`planar_vae_jax.gram`); reverse mode keeps O(K) an event. None
             picks by shape, see :func:`default_method`.
 
@@ -139,6 +140,8 @@ def inverse_planar_flow(params: Planar, zK: jax.Array, *, h: str = "tanh") -> tu
     The scalar equations are solved to the last ulp, so the round trip is limited by the map's own conditioning:
     a layer with ``m < 1`` contracts by ``m`` across its hyperplane ``a = 0``, and an error of one ulp in ``zK`` becomes
     ``1 / m`` ulps of ``z0`` there. Gradients grow in the same way; that is the map, not the solver.
+
+    Derivatives are right to any order in forward mode, and to the fourth in nested reverse mode, but not beyond.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, or an unknown ``h``.
@@ -182,9 +185,10 @@ def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax
         raise ValueError(
             f"the leading axes of {argument} and params must broadcast; got shape {z.shape} and u, w of {u}"
         ) from None
-    dtypes = [leaf.dtype for leaf in (z, *params)]
-    if not jnp.issubdtype(z.dtype, jnp.floating) or len(set(dtypes)) > 1:
-        names = ", ".join(map(str, dtypes[1:]))
+    dtypes = [leaf.dtype for leaf in params]
+    fits = z.dtype in (dtypes[0], computed_in(dtypes[0]))
+    if not jnp.issubdtype(z.dtype, jnp.floating) or len(set(dtypes)) > 1 or not fits:
+        names = ", ".join(map(str, dtypes))
         raise ValueError(f"{argument} and params must be of one floating dtype; got {z.dtype} and u, w, b of {names}")
     return params, z
 

@@ -172,6 +172,10 @@ def test_identity_tells_data_sets_apart():
     changed = dataset._replace(y_test=dataset.y_test[::-1])
     for other in (changed, dataset._replace(y_train=None), select_classes(dataset, [1]), hold_out(dataset, 1)):
         assert dataset_identity(other)["crc32"] != identity["crc32"]
+    valid = [dataset._replace(x_valid=images, y_valid=None) for images in (dataset.x_test, dataset.x_train)]
+    mine, others = map(dataset_identity, valid)
+    assert mine["crc32"] == others["crc32"] == identity["crc32"]
+    assert mine["crc32_valid"] != others["crc32_valid"]
 
 
 # --- Places ---

@@ -14,7 +14,7 @@ from exact import exactly, to_exact
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planar_vae_jax import Planar, PlanarFlow, planar_flow
+from planar_vae_jax import Planar, PlanarFlow, init_planar, planar_flow
 from planar_vae_jax.distributions import (
     bernoulli_log_prob,
     normal_log_prob,
@@ -273,7 +273,7 @@ def test_numbers_become_arrays_of_the_parameters_dtype(dtype):
     for flow in (PlanarFlow(params), PlanarFlow(params, 0, [1, 2, 3]), PlanarFlow(params, mean=0.5, log_std=-1.0)):
         assert {leaf.dtype for leaf in jax.tree.leaves(flow)} == {np.dtype(dtype)}
         assert flow.sample(jax.random.key(0), (2,)).dtype == dtype
-    assert flow.mean.shape == flow.log_std.shape == ()
+    assert flow.mean.shape == flow.log_std.shape == (3,)
     assert "mean=" in repr(flow)
 
 
@@ -295,3 +295,28 @@ def test_what_does_not_fit_is_refused(given, said):
     params, _ = draw(3, 2, dtype=np.float32)
     with pytest.raises(ValueError, match=said):
         PlanarFlow(params, **given)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    key = jax.random.key(0)
+    params = init_planar(key, 3, 2, dtype=dtype)
+    flow, wide = PlanarFlow(params), PlanarFlow(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
+    z, log_q = flow.sample_and_log_prob(key, (5,))
+    assert z.dtype == log_q.dtype == jnp.float32
+    np.testing.assert_array_equal(z, wide.sample(key, (5,)))
+    np.testing.assert_allclose(flow.log_prob(z), log_q, atol=1e-5)
+    noise = jnp.ones((4, 2), dtype)
+    np.testing.assert_array_equal(flow.transform(noise)[0], wide.transform(noise.astype(jnp.float32))[0])
+    assert flow.log_prob(noise).dtype == jnp.float32
+
+
+def test_densities_with_a_number_for_a_base_may_be_stacked():
+    params = init_planar(jax.random.key(0), 3, 2)
+    flows = [PlanarFlow(params, 0.0, log_std) for log_std in (0.0, 1.0)]  # as many as there are dimensions
+    x = jnp.array([0.5, -1.0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *flows)
+    one_by_one = [flow.log_prob(x) for flow in flows]
+    np.testing.assert_allclose(stacked.log_prob(x), one_by_one, rtol=1e-6)
+    made = jax.vmap(lambda log_std: PlanarFlow(params, 0.0, log_std))(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(jax.vmap(lambda flow: flow.log_prob(x))(made), one_by_one, rtol=1e-6)

@@ -49,6 +49,7 @@ def stopped(_stopped, tmp_path):
         (["--rate=0.2", "--classes=0,1"], ["--rate: 0.1 there, 0.2 here", "--classes: None there, 0,1 here"]),
         (["--samples=5"], ["--samples: 4 there, 5 here"]),
         (["--other"], ["other data: examples from here (CRC-32 00000000) there, examples from here (CRC-32 00000001)"]),
+        (["--other_valid"], ["other validation images"]),
         (["--other", "--seed=2"], ["--seed: 0 there", "other data"]),
         (["--resume=never"], ["holds a run already", "--resume=auto"]),
         (["--eval_only", "--rate=0.2"], ["--rate: 0.1 there, 0.2 here"]),

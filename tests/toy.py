@@ -36,6 +36,7 @@ class Config(RunFlags):
     data: str = flag("examples", "examples, or none", choices=("examples", "none"))
     pause: float = flag(0.0, "seconds that each report takes", at_least=0.0, resumable=True)
     other: bool = flag(False, "other examples", resumable=True)
+    other_valid: bool = flag(False, "other validation examples", resumable=True)
     room: int = flag(0, "bytes for two chunks of the examples; 0: they are whole", at_least=0, resumable=True)
 
 
@@ -105,6 +106,8 @@ def train(config: Config, run) -> Fitted:
 def main(argv: list[str]) -> None:
     config = parse_run(Config, argv, __doc__, "toy")
     identity = {"name": "examples", "source": "here", "crc32": int(config.other)} if config.data == "examples" else None
+    if identity:
+        identity["crc32_valid"] = int(config.other_valid)
     with open_run(config, "toy", identity) as run:
         if run.finished:
             return

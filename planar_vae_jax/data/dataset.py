@@ -169,17 +169,23 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         ``{"name", "source", "crc32", "image_shape": [H, W] or [H, W, 3]}``; the sum is over training and test arrays.
+        With a validation split also ``"crc32_valid"``, which ``config.json`` of older runs does not have.
     """
-    crc = 0
-    for field in ("x_train", "y_train", "x_test", "y_test"):
-        array = getattr(dataset, field)
-        if array is not None:
-            crc = zlib.crc32(f"{field} {array.dtype} {array.shape}".encode(), crc)
-            for block in blocks(array):
-                crc = zlib.crc32(np.ascontiguousarray(block).data, crc)
-    return {
+
+    def checksum(*fields: str) -> int:
+        crc = 0
+        for field in fields:
+            array = getattr(dataset, field)
+            if array is not None:
+                crc = zlib.crc32(f"{field} {array.dtype} {array.shape}".encode(), crc)
+                for block in blocks(array):
+                    crc = zlib.crc32(np.ascontiguousarray(block).data, crc)
+        return crc
+
+    identity = {
         "name": dataset.name,
         "source": dataset.source,
-        "crc32": crc,
+        "crc32": checksum("x_train", "y_train", "x_test", "y_test"),
         "image_shape": list(dataset.x_train.shape[1:]),
     }
+    return identity if dataset.x_valid is None else {**identity, "crc32_valid": checksum("x_valid", "y_valid")}

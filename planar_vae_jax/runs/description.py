@@ -27,7 +27,12 @@ def common(description: dict[str, Any]) -> dict[str, Any]:
     """What all processes of a run have in common."""
     flags = {name: value for name, value in description["flags"].items() if name not in ("process_id", "data_dir")}
     data = description["data"]
-    return {**description, "flags": flags, "device": None, "data": data and [data["name"], data["crc32"]]}
+    return {
+        **description,
+        "flags": flags,
+        "device": None,
+        "data": data and [data["name"], data["crc32"], data.get("crc32_valid")],
+    }
 
 
 def _version(package: str) -> str | None:

@@ -216,6 +216,8 @@ class RunFolder:
         there, here = stored.get("data"), ours["data"]
         if there and here and (there["name"], there["crc32"]) != (here["name"], here["crc32"]):
             differences.append(f"other data: {shown_data(there)} there, {shown_data(here)} here")
+        elif there and here and "crc32_valid" in there and there["crc32_valid"] != here.get("crc32_valid"):
+            differences.append("other validation images")
         return differences
 
     def _is_finished(self) -> bool:
