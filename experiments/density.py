@@ -18,6 +18,7 @@ run again.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -83,17 +84,16 @@ def main(argv: list[str]) -> None:
         if run.finished:
             return
 
-        target = get_target(config.target, scale=config.scale)
+        target = shared_target(config.target, scale=config.scale)
         init_key, train_key = jax.random.split(jax.random.key(config.seed))
         flow = jax.jit(init_flow, static_argnums=(1, 2))(init_key, config.flows, config.h)
-        loss = make_loss(
+        loss = shared_loss(
             target,
             batch_size=config.batch_size,
             anneal_steps=config.anneal_steps,
             learn_base=config.learn_base,
         )
-        rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-        optimizer = make_optimizer("adam", learning_rate=rate, clip_norm=config.clip_norm)
+        optimizer = shared_optimizer(config.learning_rate, config.steps, config.clip_norm)
 
         fitted = fit(
             run,
@@ -155,6 +155,12 @@ def init_flow(key: jax.Array, flow_length: int, h: str) -> PlanarFlow:
     return PlanarFlow(init_planar(key, flow_length, 2), jnp.zeros(2), jnp.zeros(2), h=h)
 
 
+def adam(learning_rate: float, steps: int, clip_norm: float) -> optax.GradientTransformation:
+    """Adam whose rate decays to 0 by a cosine."""
+    rate = optax.cosine_decay_schedule(learning_rate, steps)
+    return make_optimizer("adam", learning_rate=rate, clip_norm=clip_norm)
+
+
 def make_loss(target: Target, *, batch_size: int, anneal_steps: int = 0, learn_base: bool = False) -> training.Loss:
     """The free energy ``E_q[log q(z) - beta log p(z)]``; it takes no batch, but draws ``z`` by its key.
 
@@ -182,21 +188,35 @@ def make_loss(target: Target, *, batch_size: int, anneal_steps: int = 0, learn_b
 def free_energy(flow: PlanarFlow, target: Target, *, seed: int = 0, samples: int | None = None) -> Estimate:
     """``E_q[log q(z) - log p(z)]`` from fresh draws (``SAMPLES``; a multiple of ``CHUNK``), chunk by chunk."""
     samples = samples or SAMPLES
-
-    # The flow is an argument, here and below: as a constant, everything would be compiled anew for it.
-    @jax.jit
-    def moments(flow: PlanarFlow, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def chunk(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            z, log_q = flow.sample_and_log_prob(key, (CHUNK,))
-            values = log_q - target.log_density(z)
-            return jnp.mean(values), jnp.var(values)
-
-        return jax.lax.map(chunk, keys)
-
     keys = jax.random.split(jax.random.key(seed), samples // CHUNK)
-    means, variances = (np.asarray(moment, np.float64) for moment in moments(flow, keys))
+    means, variances = (np.asarray(moment, np.float64) for moment in _moments(flow, keys, target, CHUNK))
     variance = np.mean(variances) + np.var(means)  # within the chunks and between them
     return Estimate(float(np.mean(means)), float(np.sqrt(variance / samples)))
+
+
+# The flow is an argument, here and below: as a constant, everything would be compiled anew for it.
+@functools.partial(jax.jit, static_argnames=("target", "size"))
+def _moments(flow: PlanarFlow, keys: jax.Array, target: Target, size: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of ``log q(z) - log p(z)`` over ``size`` draws by each key."""
+
+    def chunk(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z, log_q = flow.sample_and_log_prob(key, (size,))
+        values = log_q - target.log_density(z)
+        return jnp.mean(values), jnp.var(values)
+
+    return jax.lax.map(chunk, keys)
+
+
+@jax.jit
+def _after(flow: PlanarFlow, grid: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The flow of the first k layers: samples ``[S, 2]`` and the density on the grid."""
+    part = first_layers(flow, k)  # one compiled program serves every k
+    return part.sample(jax.random.key(1), (5000,)), jnp.exp(part.log_prob(grid))
+
+
+@functools.partial(jax.jit, static_argnames="target")
+def _truth(grid: jax.Array, target: Target) -> jax.Array:
+    return jnp.exp(target.log_density(grid) - target.log_z)
 
 
 def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, setting: str) -> None:
@@ -205,15 +225,9 @@ def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, s
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1), flow.mean.dtype)  # [rows: z2, columns: z1, 2]
     flow_length = flow.params.b.shape[0]
 
-    @jax.jit
-    def after(flow: PlanarFlow, grid: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The flow of the first k layers: samples ``[S, 2]`` and the density on the grid."""
-        part = first_layers(flow, k)  # one compiled program serves every k
-        return part.sample(jax.random.key(1), (5000,)), jnp.exp(part.log_prob(grid))
-
-    truth = jax.jit(lambda grid: jnp.exp(target.log_density(grid) - target.log_z))(grid)
+    truth = _truth(grid, target)
     shown = shown_layers(flow_length, 6)
-    layers = {k: jax.tree.map(np.asarray, after(flow, grid, jnp.int32(k))) for k in shown}
+    layers = {k: jax.tree.map(np.asarray, _after(flow, grid, jnp.int32(k))) for k in shown}
     (base, _), (samples, density) = layers[0], layers[flow_length]
     figure = plotting.density_fit(np.asarray(truth), base, samples, density, extent=target.extent, title=title)
     run.save_figure("density.png", figure)
@@ -229,6 +243,11 @@ def draw_loss(run: RunFolder, lines: list[dict[str, float]], setting: str) -> No
     """KL while learning, from the lines of metrics."""
     steps, kl = (np.array([line.get(name) for line in lines], np.float64) for name in ("step", "kl"))
     run.save_figure("loss.png", plotting.kl_curve(steps, kl, title=f"KL(q || p) while learning ({setting})"))
+
+
+# One object for the same arguments: runs in one process share what is compiled.
+shared_target = functools.cache(get_target)
+shared_loss, shared_optimizer = functools.cache(make_loss), functools.cache(adam)
 
 
 if __name__ == "__main__":

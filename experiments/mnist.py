@@ -42,6 +42,7 @@ from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
 from planar_vae_jax.runs.memory import parse_bytes
 from planar_vae_jax.streaming import Streamed
+from planar_vae_jax.uncertainty import with_error
 
 SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 # Flags in the summary.
@@ -169,9 +170,10 @@ def train(
             "train_images": len(data.x_train),
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
-            "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")},
+            "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")}
+            | {"final_loss_se": lines[-1].get("train_loss_se")},
             "test": overall,
-            "nll_by_samples": evaluation.nll_by_samples(figures, config.nll_samples),
+            **evaluation.nll_by_samples(figures, config.nll_samples),
             "per_class": by_class,
             "active_units": units,
             "seconds_per_epoch": float(np.median([line["seconds"] for line in lines if line])),
@@ -179,7 +181,8 @@ def train(
         }
         run.finish(summary)
         print_table({"all": {"images": len(data.x_test), **overall}, **by_class}, shown(config.likelihood))
-        by_samples = (f"{nll:.2f} by {count}" for count, nll in summary["nll_by_samples"].items())
+        nll, error = summary["nll_by_samples"], summary["nll_by_samples_se"]
+        by_samples = (f"{with_error(nll[count], error[count])} by {count}" for count in nll)
         print(f"nll by importance samples: {', '.join(by_samples)}")
         print(
             f"active units: {units['count']} of {vae.latent} (the mean of z_K varies by more than {units['threshold']})"

@@ -119,7 +119,10 @@ def the_task(config: Config) -> str:
 
 def made(folder: Path) -> Path:
     """The folder, there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"--output must be a folder; got {folder}, which is a file") from error
     return folder
 
 

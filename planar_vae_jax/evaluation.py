@@ -191,12 +191,14 @@ def means(figures: Figures, rows: Any = slice(None)) -> dict[str, float | None]:
     return means_and_errors({name: values[rows] for name, values in figures._asdict().items() if name != "nll_course"})
 
 
-def nll_by_samples(figures: Figures, nll_samples: int) -> dict[str, float]:
-    """``{number of importance samples: mean NLL}`` for S/4, S/2 and S of them; the same where the estimate is exact."""
+def nll_by_samples(figures: Figures, nll_samples: int) -> dict[str, dict[str, Any]]:
+    """``"nll_by_samples"``, ``{number of importance samples: mean NLL}`` for S/4, S/2 and S of them (the same where the
+    estimate is exact), and ``"nll_by_samples_se"``, their standard errors."""
     assert figures.nll_course is not None
     counts = objectives.sample_counts(nll_samples)
     columns = np.asarray(figures.nll_course, np.float64).T
-    return {str(count): float(np.mean(column)) for count, column in zip(counts, columns, strict=True)}
+    rows = {str(count): means_and_errors({"nll": column}) for count, column in zip(counts, columns, strict=True)}
+    return {f"nll_by_samples{end}": {count: row[f"nll{end}"] for count, row in rows.items()} for end in ("", "_se")}
 
 
 def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:

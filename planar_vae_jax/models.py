@@ -17,6 +17,7 @@ from flax import nnx
 from planar_vae_jax.convolutions import GatedDecoder, GatedEncoder, divisible_by_4
 from planar_vae_jax.distributions import PlanarFlow
 from planar_vae_jax.likelihoods import LIKELIHOODS, Likelihood, LocationScale, bounded_log_scale
+from planar_vae_jax.nonlinearities import NONLINEARITIES
 from planar_vae_jax.planar import Planar, init_planar
 from planar_vae_jax.precision import PRECISIONS, compute_in_bfloat16
 
@@ -31,6 +32,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "encoder": ("mlp", "conv"),
     "likelihood": tuple(LIKELIHOODS),
     "precision": PRECISIONS,
+    "h": tuple(NONLINEARITIES),
 }
 
 
@@ -203,7 +205,7 @@ class VAE:
             raise ValueError(f"image_shape must be (H, W) or (H, W, C), all at least 1; got {self.image_shape}")
         for name, least in (("latent", 1), ("hidden", 1), ("flow_length", int(self.amortized))):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 amortized = " with amortized=True" if name == "flow_length" and self.amortized else ""
                 raise ValueError(f"{name} must be a whole number of at least {least}{amortized}; got {value!r}")
         for name, choices in CHOICES.items():

@@ -124,8 +124,14 @@ def fold_in_each(keys: jax.Array, number: jax.Array | int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
+def typed_key(key: jax.Array) -> jax.Array:
+    """The key, or keys, as of ``jax.random.key``; those of ``jax.random.PRNGKey`` are arrays of words."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
 def noise(key: jax.Array, like: jax.Array) -> jax.Array:
     """Standard normal draws of the shape of ``like [B, L]``, by one key or by keys ``[B]``."""
+    key = typed_key(key)
     if key.ndim == 0:
         return jax.random.normal(key, like.shape, like.dtype)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
@@ -187,6 +193,7 @@ def importance_nll(
     if not samples or min(samples) < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     posterior = model.encode(images)
+    key = typed_key(key)
     keys = jax.random.split(key, len(images)) if key.ndim == 0 else key
     counts, most = jnp.array(samples), max(samples)
     chunk = min(chunk, most)

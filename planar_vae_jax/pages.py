@@ -63,7 +63,7 @@ def draw_pages(
     }
     title = f"Test images and their reconstructions\n({setting})"
     save("reconstructions.png", plotting.image_rows(rows, title=title, columns=captions))
-    samples = evaluation.sample_prior(vae, params, jax.random.key(0), 100)
+    samples = evaluation.sample_prior(vae, params, jax.random.key(0, impl="threefry2x32"), 100)
     title = f"Pixel means decoded from the prior\n({setting})"
     if objective == "reconstruction":
         title += "\nno KL term was trained, so the prior is not where the codes are"

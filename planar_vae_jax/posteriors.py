@@ -119,7 +119,9 @@ def posterior_grid(vae: VAE, params: Any, pixels: jax.Array, layers: Sequence[in
 def _samples(vae: VAE, params: Any, pixels: jax.Array, ks: jax.Array) -> jax.Array:
     """Of each ``q_k``: ``[k, S, 2]``."""
     posterior = vae.bind(params).encode(unit_pixels(pixels))
-    return jax.lax.map(lambda k: first_layers(posterior, k).sample(jax.random.key(0), (SAMPLES,)), ks)
+    return jax.lax.map(
+        lambda k: first_layers(posterior, k).sample(jax.random.key(0, impl="threefry2x32"), (SAMPLES,)), ks
+    )
 
 
 @functools.partial(jax.jit, static_argnames="vae")

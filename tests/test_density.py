@@ -12,6 +12,7 @@ import pytest
 
 from experiments import density
 from planar_vae_jax import Planar, PlanarFlow, plotting, training
+from planar_vae_jax.runs import compiled
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.targets import TARGETS, get_target
@@ -76,6 +77,13 @@ def test_a_run_writes_its_files_and_its_numbers_agree(few_samples, tmp_path, fla
     assert all(line["kl"] == pytest.approx(line["loss"] + summary["log_z"], abs=1e-5) for line in lines)
     assert ("annealed_loss" in lines[0]) == ("--anneal_steps=10" in flags)
     assert lines[-1].get("temperature", 1.0) == 1.0
+
+
+def test_another_seed_compiles_nothing(few_samples, tmp_path):
+    run(tmp_path / "0", "--seed=0")
+    sizes = [program._cache_size() for program in (compiled.train_steps, density._moments, density._after)]
+    run(tmp_path / "1", "--seed=1")
+    assert [program._cache_size() for program in (compiled.train_steps, density._moments, density._after)] == sizes
 
 
 def fit(target, *, flow_length, steps, batch_size, **options):

@@ -64,7 +64,7 @@ def test_the_number_of_importance_samples_changes_no_other_figure(model, images)
 def test_the_nll_is_told_from_a_quarter_and_from_half_of_the_samples_too(model, images, samples, counts):
     vae, params = model
     figures = evaluation.evaluate(vae, params, fixed(images), nll_samples=samples)
-    found = evaluation.nll_by_samples(figures, samples)
+    found = evaluation.nll_by_samples(figures, samples)["nll_by_samples"]
     assert list(found) == counts
     assert found[counts[-1]] == pytest.approx(np.mean(figures.nll), rel=1e-6)
     for count in counts:  # in one pass, as if they had been all

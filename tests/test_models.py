@@ -134,6 +134,8 @@ def test_with_64_bit_types_on_both_widths_run(x64, dtype, amortized):
         ({"image_shape": (0, 3)}, ["image_shape", "(0, 3)"]),
         ({"latent": 0}, ["latent", "at least 1", "0"]),
         ({"hidden": 2.5}, ["hidden", "2.5"]),
+        ({"latent": True}, ["latent", "True"]),
+        ({"h": "relu"}, ["h must be", "tanh", "relu"]),
         ({"flow_length": -1}, ["flow_length", "at least 0", "-1"]),
         ({"flow_length": 0, "amortized": True}, ["flow_length", "at least 1", "amortized"]),
     ],

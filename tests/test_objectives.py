@@ -9,7 +9,7 @@ from planar_vae_jax import planar_flow
 from planar_vae_jax.binarization import binarize
 from planar_vae_jax.losses import vae_loss
 from planar_vae_jax.models import VAE
-from planar_vae_jax.objectives import free_energy, importance_nll, sampled_terms
+from planar_vae_jax.objectives import free_energy, importance_nll, noise, sampled_terms
 
 GRID = np.linspace(-20.0, 20.0, 20_001)
 STEP = GRID[1] - GRID[0]
@@ -200,3 +200,10 @@ def test_the_gradient_of_the_importance_bound_is_that_of_its_definition(amortize
 def test_what_an_objective_has_no_use_for_is_refused(objective, options):
     with pytest.raises(ValueError, match="got"):
         vae_loss(VAE((2, 3)), objective, "dynamic", **options)
+
+
+def test_raw_keys_are_those_of_the_same_seed():
+    raw, typed = jax.random.PRNGKey(3), jax.random.key(3)
+    like = jnp.zeros((2, 3))
+    for one, other in ((raw, typed), (jax.random.split(raw, 2), jax.random.split(typed, 2))):
+        np.testing.assert_array_equal(noise(one, like), noise(other, like))

@@ -11,7 +11,7 @@ from planar_vae_jax.data.dataset import Dataset, assemble
 from planar_vae_jax.data.errors import DataError, Unavailable, shown
 from planar_vae_jax.data.formats import read
 
-INSTALL = "pip install 'planar_vae_jax[offline]'"
+INSTALL = "pip install '.[offline]'"  # in the clone
 
 
 def load_mnist5k() -> Dataset:
