@@ -29,6 +29,7 @@ from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.gap import Settings, gap_of_images, summarise
 from planar_vae_jax.likelihoods import measured
 from planar_vae_jax.load import Run
+from planar_vae_jax.pages import NO_KL
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
 from planar_vae_jax.runs.files import as_run_error, replacing, write_json
@@ -194,7 +195,8 @@ def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
     drawn = np.asarray(run.sample(key, count))
     save_arrays(folder / "samples.npz", samples=drawn)
     columns = max(1, math.isqrt(min(count, 400)))
-    page = plotting.image_grid(drawn[:400], columns=columns, title="Pixel means decoded from the prior")
+    title = f"Pixel means decoded from the prior{NO_KL * (run.config['objective'] == 'reconstruction')}"
+    page = plotting.image_grid(drawn[:400], columns=columns, title=title)
     save_figure(folder / "samples.png", page)
 
 
@@ -226,6 +228,7 @@ def score(run: Run, images: np.ndarray, key: jax.Array, samples: int, folder: Pa
     save_rows(folder / "scores.csv", {"index": np.arange(len(images)), **figures})
     summary = {"images": len(images), **means_and_errors(figures)}
     write_json(folder / "scores.json", {**summary, "nll_samples": samples, "binarization": run.binarization})
+    print(f"nats are of {measured(run.vae.likelihood, run.binarization)}")
     print_table({"all": summary}, ("images", "free_energy", "nll"))
 
 

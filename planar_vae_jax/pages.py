@@ -13,6 +13,7 @@ from planar_vae_jax.latent_pages import draw_latent_space
 from planar_vae_jax.models import VAE
 from planar_vae_jax.streaming import Streamed
 
+NO_KL = "\nno KL term was trained, so the prior is not where the codes are"
 SaveFigure = Callable[[str, Any], object]  # (file name, matplotlib Figure), as ``RunFolder.save_figure``
 
 
@@ -66,7 +67,7 @@ def draw_pages(
     samples = evaluation.sample_prior(vae, params, jax.random.key(0, impl="threefry2x32"), 100)
     title = f"Pixel means decoded from the prior\n({setting})"
     if objective == "reconstruction":
-        title += "\nno KL term was trained, so the prior is not where the codes are"
+        title += NO_KL
     save("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=title))
     draw_latent_space(save, vae, params, data, test, setting, objective)
 
