@@ -36,7 +36,11 @@ def train(path, *flags, seeds=SEEDS, **changed):
         for seed in seeds:
             argv = [f"--workdir={seed_folder(path, seed)}", f"--seed={seed}", *flags]
             config = parse_run(toy.Config, argv, toy.__doc__)
-            identity = {"name": "examples", "source": "here", "crc32": 0} if config.data == "examples" else None
+            identity = (
+                {"name": "examples", "source": "here", "crc32": 0, "crc32_valid": 0}
+                if config.data == "examples"
+                else None
+            )
             arguments = toy.arguments(config) | changed
             run = stack.enter_context(folder.open_run(config, "toy", identity))
             members.append(together.Seed(run, arguments.pop("params"), arguments.pop("key")))
