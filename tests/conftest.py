@@ -6,16 +6,11 @@ import shutil
 import socket
 import tempfile
 
+from fast_compilation import XLA_FLAGS
+
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the suite's time is spent on compiling. Machine code that is not optimised has the same arithmetic, and is
-# made in a quarter of the time by XLA's older generator of it, for one core at once (pytest-xdist has the others);
-# .ci/run runs the numerics again as users have them (XLA_FLAGS= switches this off).
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)  # XLA_FLAGS= in the environment: machine code as users have it
 
 import hypothesis
 import jax
