@@ -1,4 +1,4 @@
-"""The variational autoencoder, on batches of images; only this file, ``convolutions.py`` and ``precision.py`` know Flax.
+"""The variational autoencoder, on batches of images. Flax is known here, in ``convolutions.py`` and ``precision.py``.
 
 A :class:`VAE` is an architecture: a few numbers, hashable, so that it can be a static argument of ``jax.jit``. Its
 parameters are a pytree of their own (nested dicts of arrays), and :meth:`VAE.bind` puts the two together into what
