@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
         if config.each_class:
             ends = (config.lengths[0], config.lengths[-1])
             chosen = [run for run in runs if run.seed == config.seed and run.flows in ends]
-            models = [(run.label or 0, run.flows, run.data, sweep.workdir / run.name) for run in chosen]
+            models = [(str(run.label), run.flows, run.data, sweep.workdir / run.name) for run in chosen]
             title = (
                 f"Test images and their reconstructions by the model of their class, seed {config.seed}\n({setting})"
             )

@@ -170,8 +170,11 @@ def train(
             "train_images": len(data.x_train),
             "validation_images": 0 if data.x_valid is None else len(data.x_valid),
             "test_images": len(data.x_test),
-            "train": {"first_loss": lines[0].get("first_train_loss"), "final_loss": lines[-1].get("train_loss")}
-            | {"final_loss_se": lines[-1].get("train_loss_se")},
+            "train": {
+                "first_loss": lines[0].get("first_train_loss"),
+                "final_loss": lines[-1].get("train_loss"),
+                "final_loss_se": lines[-1].get("train_loss_se"),
+            },
             "test": overall,
             **evaluation.nll_by_samples(figures, config.nll_samples),
             "per_class": by_class,
@@ -182,8 +185,7 @@ def train(
         run.finish(summary)
         print_table({"all": {"images": len(data.x_test), **overall}, **by_class}, shown(config.likelihood))
         nll, error = summary["nll_by_samples"], summary["nll_by_samples_se"]
-        by_samples = (f"{with_error(nll[count], error[count])} by {count}" for count in nll)
-        print(f"nll by importance samples: {', '.join(by_samples)}")
+        print(f"nll by importance samples: {', '.join(f'{with_error(nll[s], error[s])} by {s}' for s in nll)}")
         print(
             f"active units: {units['count']} of {vae.latent} (the mean of z_K varies by more than {units['threshold']})"
         )

@@ -106,13 +106,14 @@ def markdown(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
             [f"{row['flows']}", *(interval_text(row["minus_first"][name]) for name in figures)] for row in rows[1:]
         ]
         parts += [f"Difference to K = {first}, paired by seed{interval}.", _markdown([head, *minus])]
-    for name in (name for name in figures if _known_by_class(rows, name)):
+    for name in _known_by_class(rows, figures):
         parts += [f"By class: {name.replace('_', ' ')}.", _by_class(rows, name)]
     return "\n\n".join(parts) + "\n"
 
 
-def _known_by_class(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return any(group[name]["mean"] is not None for row in rows for group in row["per_class"].values())
+def _known_by_class(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[str]:
+    groups = [group for row in rows for group in row["per_class"].values()]
+    return [name for name in figures if any(group[name]["mean"] is not None for group in groups)]
 
 
 def kl_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -176,10 +177,11 @@ def comma_separated(rows: Sequence[Mapping[str, Any]], figures: Sequence[str], s
     writer = csv.writer(text, lineterminator="\n")
     by_seed = [f"seed={seed}" for seed in seeds]
     writer.writerow(["class", "flows", "figure", "mean", "std", "minus_first", "low", "high", *by_seed])
+    by_class = _known_by_class(rows, figures)
     for label in ("all", *rows[0]["per_class"]):
         for row in rows:
             group = row if label == "all" else row["per_class"][label]
-            for name in figures if label == "all" else [name for name in figures if _known_by_class(rows, name)]:
+            for name in figures if label == "all" else by_class:
                 spread, minus = group[name], group["minus_first"][name]
                 writer.writerow(
                     [label, row["flows"], name, spread["mean"], spread["std"], *minus.values(), *spread["by_seed"]]

@@ -39,7 +39,7 @@ def against_length(rows: Sequence[Mapping[str, Any]], objective: str, setting: s
     )
 
 
-def each_class(models: Sequence[tuple[int, int, Dataset, Path]], checkpoint: str, title: str) -> Figure:
+def each_class(models: Sequence[tuple[str, int, Dataset, Path]], checkpoint: str, title: str) -> Figure:
     """Test images of each class above their reconstructions by the models of their class.
 
     Args:

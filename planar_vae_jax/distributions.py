@@ -187,7 +187,7 @@ def _of_the_base(name: str, value: Any, u: jax.Array, axes: int = 1) -> jax.Arra
     dim = u.shape[-1]
     if axes == 1 and not array.ndim:  # so that densities that are stacked, or made by jax.vmap, are a batch of them
         array = jnp.broadcast_to(array, (dim,))
-    if axes == 1 and array.ndim and array.shape[-1] != dim:
+    if axes == 1 and array.shape[-1] != dim:
         raise ValueError(f"{name} must be of shape [] or [..., {dim}], as params has; got {array.shape}")
     if axes == 2 and array.shape[-2:] != (dim, dim):
         raise ValueError(f"{name} must be of shape [..., {dim}, {dim}], as params has; got {array.shape}")

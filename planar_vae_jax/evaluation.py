@@ -49,6 +49,11 @@ class Images(NamedTuple):
         return Images(self.pixels[rows], self.keys[rows])
 
 
+def fixed_key() -> jax.Array:
+    """The key of what is drawn alike for every run: of threefry, whatever JAX's default is."""
+    return jax.random.key(0, impl="threefry2x32")
+
+
 def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization: str) -> Images:
     """Binarises images once, each by its own key.
 
@@ -64,7 +69,7 @@ def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization
 @functools.partial(jax.jit, static_argnames=("split", "binarization"))
 def _fixed_images(images: jax.Array, index: jax.Array, split: int, binarization: str) -> Images:
     # threefry: with another generator, what vmap draws would depend on the batch.
-    split_key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), split)
+    split_key = jax.random.fold_in(fixed_key(), split)
     return draw_images(images, jax.vmap(lambda number: jax.random.fold_in(split_key, number))(index), binarization)
 
 

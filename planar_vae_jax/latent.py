@@ -12,7 +12,7 @@ import numpy as np
 
 from planar_vae_jax import objectives
 from planar_vae_jax.distributions import PlanarFlow
-from planar_vae_jax.evaluation import BATCH, Images, map_batches, map_chunks, pictures, unit_pixels
+from planar_vae_jax.evaluation import BATCH, Images, fixed_key, map_batches, map_chunks, pictures, unit_pixels
 from planar_vae_jax.models import VAE
 from planar_vae_jax.streaming import Streamed
 
@@ -67,7 +67,7 @@ def posterior_moments(posterior: PlanarFlow) -> tuple[jax.Array, jax.Array]:
     All densities are given the same noise, each draw with its negative, and scaled: without a flow both are exact.
     """
     batch, dim = posterior.batch_shape, posterior.dim
-    noise = jax.random.normal(jax.random.key(0, impl="threefry2x32"), (MOMENTS // 2, dim), posterior.mean.dtype)
+    noise = jax.random.normal(fixed_key(), (MOMENTS // 2, dim), posterior.mean.dtype)
     noise = jnp.concatenate([noise, -noise])
     noise = noise / jnp.sqrt(jnp.mean(jnp.square(noise), axis=0, keepdims=True))
     noise = noise.reshape(MOMENTS, *(1,) * len(batch), dim)

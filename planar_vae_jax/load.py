@@ -58,9 +58,7 @@ class Run:
 
     def reconstruct(self, images: Array) -> jax.Array:
         """Pictures decoded from the posterior's mean sent through the flow; binarised by a fixed key."""
-        return evaluation.reconstruct(
-            self.vae, self.params, self._draw(images, jax.random.key(0, impl="threefry2x32")).pixels
-        )
+        return evaluation.reconstruct(self.vae, self.params, self._draw(images, evaluation.fixed_key()).pixels)
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """``n`` pictures decoded from the prior."""
@@ -168,7 +166,7 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
 
 def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, ...]) -> VAE:
     """The architecture that the flags of ``experiments.mnist`` name; flags newer than the run are at their defaults."""
-    names = {"latent": "latent", "hidden": "hidden", "flow_length": "flows", "amortized": "amortized"}
+    names = {"latent": "latent", "hidden": "hidden", "flow_length": "flows", "amortized": "amortized", "h": "h"}
     newer = {name: flags[name] for name in CHOICES if name in flags}
     return VAE(image_shape, **{field: flags[flag] for field, flag in names.items()}, **newer)
 

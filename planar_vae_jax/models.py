@@ -17,7 +17,7 @@ from flax import nnx
 from planar_vae_jax.convolutions import GatedDecoder, GatedEncoder, divisible_by_4
 from planar_vae_jax.distributions import PlanarFlow
 from planar_vae_jax.likelihoods import LIKELIHOODS, Likelihood, LocationScale, bounded_log_scale
-from planar_vae_jax.nonlinearities import NONLINEARITIES
+from planar_vae_jax.nonlinearities import check_nonlinearity
 from planar_vae_jax.planar import Planar, init_planar
 from planar_vae_jax.precision import PRECISIONS, compute_in_bfloat16
 
@@ -32,7 +32,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "encoder": ("mlp", "conv"),
     "likelihood": tuple(LIKELIHOODS),
     "precision": PRECISIONS,
-    "h": tuple(NONLINEARITIES),
 }
 
 
@@ -211,6 +210,7 @@ class VAE:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")
+        check_nonlinearity(self.h)
         if self.encoder == "conv" and not divisible_by_4(self.image_shape):
             raise ValueError(
                 f"image_shape must have H and W divisible by 4 with encoder='conv'; got {self.image_shape}"

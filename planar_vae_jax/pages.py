@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from planar_vae_jax import evaluation, plotting
@@ -64,7 +63,7 @@ def draw_pages(
     }
     title = f"Test images and their reconstructions\n({setting})"
     save("reconstructions.png", plotting.image_rows(rows, title=title, columns=captions))
-    samples = evaluation.sample_prior(vae, params, jax.random.key(0, impl="threefry2x32"), 100)
+    samples = evaluation.sample_prior(vae, params, evaluation.fixed_key(), 100)
     title = f"Pixel means decoded from the prior\n({setting})"
     if objective == "reconstruction":
         title += NO_KL

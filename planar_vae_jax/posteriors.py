@@ -14,7 +14,7 @@ import numpy as np
 
 from planar_vae_jax import objectives
 from planar_vae_jax.distributions import PlanarFlow, first_layers, shown_layers, standard_normal_log_prob
-from planar_vae_jax.evaluation import map_batches, unit_pixels
+from planar_vae_jax.evaluation import fixed_key, map_batches, unit_pixels
 from planar_vae_jax.models import VAE
 from planar_vae_jax.planar import Planar
 
@@ -119,9 +119,7 @@ def posterior_grid(vae: VAE, params: Any, pixels: jax.Array, layers: Sequence[in
 def _samples(vae: VAE, params: Any, pixels: jax.Array, ks: jax.Array) -> jax.Array:
     """Of each ``q_k``: ``[k, S, 2]``."""
     posterior = vae.bind(params).encode(unit_pixels(pixels))
-    return jax.lax.map(
-        lambda k: first_layers(posterior, k).sample(jax.random.key(0, impl="threefry2x32"), (SAMPLES,)), ks
-    )
+    return jax.lax.map(lambda k: first_layers(posterior, k).sample(fixed_key(), (SAMPLES,)), ks)
 
 
 @functools.partial(jax.jit, static_argnames="vae")

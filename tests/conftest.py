@@ -6,11 +6,10 @@ import shutil
 import socket
 import tempfile
 
-from fast_compilation import XLA_FLAGS
+import fast_compilation  # noqa: F401  before JAX is imported
 
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)  # XLA_FLAGS= in the environment: machine code as users have it
 
 import hypothesis
 import jax

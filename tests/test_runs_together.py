@@ -36,13 +36,8 @@ def train(path, *flags, seeds=SEEDS, **changed):
         for seed in seeds:
             argv = [f"--workdir={seed_folder(path, seed)}", f"--seed={seed}", *flags]
             config = parse_run(toy.Config, argv, toy.__doc__)
-            identity = (
-                {"name": "examples", "source": "here", "crc32": 0, "crc32_valid": 0}
-                if config.data == "examples"
-                else None
-            )
             arguments = toy.arguments(config) | changed
-            run = stack.enter_context(folder.open_run(config, "toy", identity))
+            run = stack.enter_context(folder.open_run(config, "toy", toy.identity(config)))
             members.append(together.Seed(run, arguments.pop("params"), arguments.pop("key")))
         together.fit_together(members, **arguments)
 

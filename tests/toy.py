@@ -103,12 +103,17 @@ def train(config: Config, run) -> Fitted:
     return fit(run, **arguments(config))
 
 
+def identity(config: Config) -> dict | None:
+    """What tells its examples from others."""
+    if config.data == "none":
+        return None
+    sums = {"crc32": int(config.other), "crc32_valid": int(config.other_valid)}
+    return {"name": "examples", "source": "here", **sums}
+
+
 def main(argv: list[str]) -> None:
     config = parse_run(Config, argv, __doc__, "toy")
-    identity = {"name": "examples", "source": "here", "crc32": int(config.other)} if config.data == "examples" else None
-    if identity:
-        identity["crc32_valid"] = int(config.other_valid)
-    with open_run(config, "toy", identity) as run:
+    with open_run(config, "toy", identity(config)) as run:
         if run.finished:
             return
         fitted = train(config, run)
