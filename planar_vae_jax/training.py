@@ -76,7 +76,8 @@ def empty_info(
     loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Any, key: jax.Array, steps: int
 ) -> StepInfo:
     """Info of ``steps`` steps before any is taken: zeros. ``batch``: of one step, arrays or their shapes."""
-    _, one = jax.eval_shape(lambda *args: train_step(loss, optimizer, *args), state, batch, key)
+    value, figures = jax.eval_shape(loss, state.params, batch, key, state.step)
+    one = StepInfo(value, jax.eval_shape(_norm, state.params), figures)  # a gradient has the shapes of the parameters
     return jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), one)
 
 

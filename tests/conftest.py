@@ -1,6 +1,7 @@
 """Strict JAX for every test, both precisions on demand, and random flows."""
 
 import contextlib
+import gc
 import os
 import shutil
 import socket
@@ -24,6 +25,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Off: it looks at every intermediate, also in the branch that a `where` discards, and it runs op by op
 # without jit. The tests look at results and gradients instead.
 jax.config.update("jax_debug_nans", False)
+
+# Tracing makes many objects that stay, and each collection looks at all and calls XLA's own: a twentieth of the time.
+gc.set_threshold(50_000, 20, 100)
 
 hypothesis.settings.register_profile(
     "default",
@@ -64,22 +68,33 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_latent_pages():
-    """Runs in this process leave the pages on the latent space away, seconds each; :func:`latent_pages` draws them."""
-    from planar_vae_jax import pages
+def undrawn():
+    """Runs of ``experiments.mnist`` in this process draw nothing, as it takes a second or more; :func:`pages` draws."""
+    from experiments import mnist
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "draw_latent_space", lambda *args: None)
+        for name in ("draw_pages", "draw_losses"):
+            patch.setattr(mnist, name, lambda *args: None)
         yield
 
 
 @pytest.fixture
-def latent_pages(monkeypatch):
-    """A run draws every page."""
-    from planar_vae_jax import latent_pages as drawn
+def pages_but_of_latent_space(monkeypatch):
+    """A run draws the pages of Xu et al."""
+    from experiments import mnist
     from planar_vae_jax import pages
 
-    monkeypatch.setattr(pages, "draw_latent_space", drawn.draw_latent_space)
+    for name in ("draw_pages", "draw_losses"):
+        monkeypatch.setattr(mnist, name, getattr(pages, name))
+    monkeypatch.setattr(pages, "draw_latent_space", lambda *args: None)
+
+
+@pytest.fixture
+def pages(pages_but_of_latent_space, monkeypatch):
+    """A run draws every page."""
+    from planar_vae_jax import latent_pages, pages
+
+    monkeypatch.setattr(pages, "draw_latent_space", latent_pages.draw_latent_space)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiny images for runs of experiments.mnist, in a few sizes: bars that a tiny VAE can learn."""
+"""Tiny images for runs of experiments.mnist: mostly of one size, so that runs share what is compiled."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments import mnist
 
+SHAPE, TRAIN, TEST = (8, 4), 90, 30
 TINY = ("--epochs=2", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2")
 
 
@@ -18,8 +19,9 @@ def bars(size, shape, seed=0):
     return x, labels.astype(np.uint8)
 
 
-def write_bars(path, shape, train=60):
-    (x_train, y_train), (x_test, y_test) = bars(train, shape), bars(30, shape, seed=1)
+def write_bars(path, shape=SHAPE):
+    """Images that a tiny VAE can learn."""
+    (x_train, y_train), (x_test, y_test) = bars(TRAIN, shape), bars(TEST, shape, seed=1)
     np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     return path
 

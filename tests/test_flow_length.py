@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from image_runs import SHAPE, TEST, TRAIN
 
 from experiments import flow_length, mnist
 from planar_vae_jax import load_run, plotting, published
@@ -21,7 +22,6 @@ from planar_vae_jax.uncertainty import student_t_quantile
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--epochs=1", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--checkpoint_every=9")
-SIZES = {"train": 60, "test": 21}
 FIGURES = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 
 
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """60 training and 21 test images of three classes, 5 x 4 pixels: two of class 0 are tested, many of class 1."""
-    generator = np.random.default_rng(0)
-    arrays = {f"x_{split}": generator.integers(0, 256, (size, 5, 4), np.uint8) for split, size in SIZES.items()}
-    arrays["y_train"] = (np.arange(60) % 3).astype(np.uint8)
-    arrays["y_test"] = np.array([0] * 2 + [1] * 12 + [2] * 7, np.uint8)
+    """Images of three classes: two of class 0 are tested, many of class 1."""
+    generator, sizes = np.random.default_rng(0), {"train": TRAIN, "test": TEST}
+    arrays = {f"x_{split}": generator.integers(0, 256, (size, *SHAPE), np.uint8) for split, size in sizes.items()}
+    arrays["y_train"] = (np.arange(TRAIN) % 3).astype(np.uint8)
+    arrays["y_test"] = np.array([0] * 2 + [1] * 17 + [2] * 11, np.uint8)
     path = tmp_path_factory.mktemp("data") / "noise.npz"
     np.savez(path, **arrays)
     return path
@@ -179,7 +179,7 @@ def test_each_class_has_a_model_of_its_own(images, tmp_path):
     tests = {c: read(tmp_path / f"class={c}-flows=2-seed=1" / "summary.json")["test"] for c in (0, 2)}
     for name in FIGURES:
         assert row["per_class"]["2"][name]["by_seed"][1] == tests[2][name]
-        assert row[name]["by_seed"][1] == pytest.approx((2 * tests[0][name] + 7 * tests[2][name]) / 9)
+        assert row[name]["by_seed"][1] == pytest.approx((2 * tests[0][name] + 11 * tests[2][name]) / 13)
     assert (tmp_path / "each_class.png").read_bytes().startswith(b"\x89PNG")
     run = read(tmp_path / "class=2-flows=0-seed=0" / "config.json")
     assert run["flags"]["classes"] == [2]
@@ -198,7 +198,7 @@ def test_the_page_shows_the_first_length_above_the_last_for_each_class(images, t
     with np.load(images) as arrays:
         of_class = arrays["x_test"][arrays["y_test"] == 1]
     np.testing.assert_array_equal(page["1: original"], of_class[:2] / 255.0)  # as many as the smallest class has
-    assert page["2: K = 2"].shape == (2, 5, 4)
+    assert page["2: K = 2"].shape == (2, *SHAPE)
 
 
 def test_without_labels_there_are_no_classes_to_train_on(images, tmp_path):
@@ -249,9 +249,9 @@ def test_a_sweep_that_is_killed_goes_on(images, swept, tmp_path):
         ("--seeds=0", ["--seeds", "at least 1", "0"]),
         ("--seed=4294967294", ["--seed", "at most 4294967295", "4294967296"]),
         ("--hidden=0", ["--hidden", "at least 1"]),
-        ("--batch_size=61", ["--batch_size", "at most the 60", "61"]),
-        ("--each_class --batch_size=21", ["--batch_size", "at most the 20", "21"]),
-        ("--each_class --validation=20", ["--validation", "20"]),
+        ("--batch_size=91", ["--batch_size", "at most the 90", "91"]),
+        ("--each_class --batch_size=31", ["--batch_size", "at most the 30", "31"]),
+        ("--each_class --validation=30", ["--validation", "30"]),
         ("--objective=reconstruction --kl_warmup=2", ["--kl_warmup", "reconstruction"]),
         ("--together=always", ["--together", "auto, yes, no", "always"]),
         ("--together=yes --prng=rbg", ["--together=yes", "--prng=threefry2x32", "rbg"]),

@@ -20,14 +20,7 @@ TINY = ("--epochs=2", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samp
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_bars(tmp_path_factory.mktemp("data") / "bars.npz", (5, 4))
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """They take most of the time of a tiny run."""
-    monkeypatch.setattr(flow_length.mnist, "draw_pages", lambda *args: None)
-    monkeypatch.setattr(flow_length.mnist, "draw_losses", lambda *args: None)
+    return write_bars(tmp_path_factory.mktemp("data") / "bars.npz")
 
 
 def sweep(images, workdir, *flags):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from image_runs import SHAPE, TEST, TRAIN
 
 from experiments import mnist
 from planar_vae_jax import evaluation, load_run, objectives
@@ -17,15 +18,15 @@ FLAGS = ("--epochs=3", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_sam
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).integers(0, 256, (40, 5, 4), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (TRAIN, *SHAPE), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def workdir(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("load")
-    np.savez(folder / "images.npz", x_train=images, x_test=images[:7])
+    np.savez(folder / "images.npz", x_train=images, x_test=images[:TEST])
     with jax.numpy_dtype_promotion("standard"):
-        mnist.main([*FLAGS, f"--dataset={folder / 'images.npz'}", "--validation=10", f"--workdir={folder / 'run'}"])
+        mnist.main([*FLAGS, f"--dataset={folder / 'images.npz'}", "--validation=20", f"--workdir={folder / 'run'}"])
     return folder / "run"
 
 
@@ -41,12 +42,12 @@ def contents(folder):
 def test_its_config_and_parameters_are_the_runs(run, workdir):
     assert run.config["flows"] == 2
     assert run.config["epochs"] == 3
-    assert run.step == 3 * (30 // 16)
-    assert run.params["encode"]["hidden"]["kernel"].shape == (20, 8)
+    assert run.step == 3 * (70 // 16)
+    assert run.params["encode"]["hidden"]["kernel"].shape == (32, 8)
 
 
 def test_its_figures_are_those_of_the_summary(run, workdir, images):
-    test = evaluation.fixed_images(images[:7], np.arange(7), "test", "dynamic")
+    test = evaluation.fixed_images(images[:TEST], np.arange(TEST), "test", "dynamic")
     found = evaluation.means(evaluation.evaluate(run.vae, run.params, test, nll_samples=4))
     assert found == json.loads((workdir / "summary.json").read_text())["test"]
 
@@ -55,10 +56,10 @@ def test_its_functions_are_the_models_own(run, images):
     key, x = jax.random.key(1), np.where(images > 128, np.uint8(255), np.uint8(0))  # nothing is left to draw
     model = run.vae.bind(run.params)
     z = run.encode(x, key)
-    assert z.shape == (40, 2)
+    assert z.shape == (TRAIN, 2)
     np.testing.assert_allclose(run.decode(z), jax.nn.sigmoid(model.decode(z)), rtol=1e-5)
     posterior = model.encode(jnp.float32(x / 255.0))
-    mean, _, _ = posterior.transform(jnp.zeros((40, 2)))
+    mean, _, _ = posterior.transform(jnp.zeros((TRAIN, 2)))
     np.testing.assert_allclose(run.reconstruct(x), jax.nn.sigmoid(model.decode(mean)), rtol=1e-5)
     distance = (z - mean) / np.std(z - mean)
     assert 0.05 < np.mean(np.abs(distance)) < 2.0
@@ -67,7 +68,7 @@ def test_its_functions_are_the_models_own(run, images):
     mine, theirs = np.mean(energies, axis=0), np.mean([draw(jax.random.key(seed)) for seed in range(300)], axis=0)
     assert np.all(np.abs(mine - theirs) < 6 * np.std(energies, axis=0) * np.sqrt(2 / 300))
     assert np.all(run.nll(x, key, samples=1000) < mine)
-    assert run.sample(key, 9).shape == (9, 5, 4)
+    assert run.sample(key, 9).shape == (9, *SHAPE)
 
 
 def test_images_are_binarised_as_in_training_whatever_their_type(run, images):
@@ -80,18 +81,18 @@ def test_images_are_binarised_as_in_training_whatever_their_type(run, images):
 
 
 def test_empty_batches_are_empty(run):
-    assert run.encode(np.zeros((0, 5, 4), np.uint8), jax.random.key(0)).shape == (0, 2)
-    assert run.free_energy(np.zeros((0, 5, 4), np.uint8), jax.random.key(0)).shape == (0,)
+    assert run.encode(np.zeros((0, *SHAPE), np.uint8), jax.random.key(0)).shape == (0, 2)
+    assert run.free_energy(np.zeros((0, *SHAPE), np.uint8), jax.random.key(0)).shape == (0,)
 
 
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (np.zeros((3, 28, 28), np.uint8), ["[N, 5, 4]", "[3, 28, 28]"]),
-        (np.zeros((5, 4), np.uint8), ["[N, 5, 4]", "[5, 4]"]),
-        (np.zeros((3, 5, 4), np.int64), ["uint8", "int64"]),
-        (np.full((3, 5, 4), 7.0), ["0 to 1", "7"]),
-        (np.full((3, 5, 4), np.nan), ["0 to 1", "nan"]),
+        (np.zeros((3, 28, 28), np.uint8), ["[N, 8, 4]", "[3, 28, 28]"]),
+        (np.zeros((8, 4), np.uint8), ["[N, 8, 4]", "[8, 4]"]),
+        (np.zeros((3, 8, 4), np.int64), ["uint8", "int64"]),
+        (np.full((3, 8, 4), 7.0), ["0 to 1", "7"]),
+        (np.full((3, 8, 4), np.nan), ["0 to 1", "nan"]),
     ],
 )
 def test_other_images_are_refused(run, bad, words):
@@ -133,7 +134,7 @@ def test_opening_reads_only(workdir):
 def test_the_best_is_the_one_with_the_lowest_validation_loss(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     best = int(np.argmin([line["validation_loss"] for line in lines])) + 1
-    assert load_run(workdir, "best").step == best * (30 // 16)
+    assert load_run(workdir, "best").step == best * (70 // 16)
 
 
 def test_what_is_no_such_run_is_told(workdir, tmp_path):

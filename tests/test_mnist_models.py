@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_bars(tmp_path_factory.mktemp("data") / "bars.npz", (8, 4))
+    return write_bars(tmp_path_factory.mktemp("data") / "bars.npz")
 
 
 def opened(workdir, summary):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_runs import SHAPE, TEST, TRAIN
 
 from experiments import density, mnist
 from planar_vae_jax import evaluation, load_run
@@ -32,9 +33,8 @@ def few_samples(monkeypatch):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    generator = np.random.default_rng(0)
-    sizes = {"train": 90, "test": 30}
-    arrays = {f"x_{split}": generator.integers(0, 256, (size, 5, 4), np.uint8) for split, size in sizes.items()}
+    generator, sizes = np.random.default_rng(0), {"train": TRAIN, "test": TEST}
+    arrays = {f"x_{split}": generator.integers(0, 256, (size, *SHAPE), np.uint8) for split, size in sizes.items()}
     arrays |= {f"y_{split}": (np.arange(size) % 3).astype(np.uint8) for split, size in sizes.items()}
     path = tmp_path_factory.mktemp("data") / "images.npz"
     np.savez(path, **arrays)
@@ -154,7 +154,7 @@ def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_p
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
 
 
-def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path, latent_pages):
+def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path, pages):
     cache = tmp_path / "cache"
     environment = {
         **os.environ,

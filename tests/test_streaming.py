@@ -96,7 +96,9 @@ def test_a_streamed_run_has_the_bits_of_a_whole_one_and_keeps_to_its_memory(
     assert live() == before
 
 
-def test_static_images_are_drawn_in_chunks_and_a_run_goes_on_with_another_memory(places, tmp_path, monkeypatch, capsys):
+def test_static_images_are_drawn_in_chunks_and_a_run_goes_on_with_another_memory(
+    places, tmp_path, monkeypatch, capsys, pages_but_of_latent_space
+):
     static = ("--binarization=static", "--epochs=1")
     whole = run(places[0], tmp_path / "whole", *static)
     with monkeypatch.context() as patch:
