@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import weights
 
 from planar_vae_jax import evaluation
 from planar_vae_jax.models import VAE
@@ -19,7 +20,7 @@ def images():
 @pytest.fixture(scope="module", params=[False, True], ids=["shared", "amortized"])
 def model(request):
     vae = VAE(SHAPE, latent=2, hidden=8, flow_length=3, amortized=request.param)
-    return vae, vae.init(jax.random.key(0))
+    return vae, weights(vae)
 
 
 def fixed(images, index=None, split="test", binarization="dynamic"):
@@ -125,7 +126,7 @@ def test_a_second_run_of_the_same_shapes_compiles_nothing(model, images):
 
     first = everything(params)
     same = VAE(SHAPE, latent=2, hidden=8, flow_length=3, amortized=vae.amortized)
-    assert everything(same.init(jax.random.key(1))) == first
+    assert everything(weights(same, seed=1)) == first
 
 
 def test_means_have_their_standard_errors():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import weights
 
 from planar_vae_jax import PlanarFlow, evaluation, gap
 from planar_vae_jax.likelihoods import LIKELIHOODS
@@ -124,7 +125,7 @@ def test_the_factorised_start_has_the_moments_of_q():
 
 def test_a_vaes_images_are_independent_of_each_other():
     vae = VAE((5, 4), hidden=6, latent=3, flow_length=2, amortized=True, posterior="full")
-    params = jax.tree.map(lambda leaf: leaf * 2.0, vae.init(jax.random.key(0)))
+    params = weights(vae)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 4), np.uint8)
     images = evaluation.fixed_images(pixels, np.arange(7), "test", "static")
     settings = gap.Settings(steps=20, samples=4, bound_samples=200, nll_samples=200)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import weights
 
 from planar_vae_jax import evaluation, latent, latent_pages, planar_flow
 from planar_vae_jax.data import Dataset
@@ -16,17 +17,11 @@ TEST = evaluation.fixed_images(X, np.arange(12), "test", "static")
 MODELS = {"K=0": (0, False), "K=3 shared": (3, False), "K=3 amortised": (3, True)}
 
 
-def moved(vae):
-    leaves, tree = jax.tree.flatten(vae.init(jax.random.key(4)))
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    return tree.unflatten([leaf + 0.2 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)])
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
     flow_length, amortized = MODELS[request.param]
     vae = VAE(SHAPE, hidden=6, latent=3, flow_length=flow_length, amortized=amortized)
-    return vae, moved(vae)
+    return vae, weights(vae, seed=1, scale=0.2)
 
 
 def means(vae, params, pixels):
@@ -47,10 +42,10 @@ def test_codes_are_the_samples_of_the_free_energies(model):
 
 def test_units_carry_what_the_posteriors_mean_and_the_closed_form_say():
     vae = VAE((5, 4), latent=3, hidden=8, flow_length=0)
-    params = vae.init(jax.random.key(0))
+    params = weights(vae)
     mean = params["encode"]["mean"]
-    mean["kernel"] = mean["kernel"].at[:, 1].set(0.0)  # the second dimension tells nothing of the image
-    mean["bias"] = mean["bias"].at[1].set(2.0)
+    mean["kernel"] = mean["kernel"] * np.float32([1, 0, 1])  # the second dimension tells nothing of the image
+    mean["bias"] = np.float32([0, 2, 0])
     units = latent.latent_units(vae, params, TEST)
     _, posterior = means(vae, params, TEST.pixels)
     np.testing.assert_allclose(units.variance_of_mean, np.var(posterior.mean, axis=0), rtol=1e-4, atol=1e-8)
@@ -68,9 +63,9 @@ def test_units_carry_what_the_posteriors_mean_and_the_closed_form_say():
 
 def test_a_unit_is_active_by_what_the_decoder_is_given():
     vae = VAE(SHAPE, hidden=6, latent=3, flow_length=3, amortized=True)
-    params = moved(vae)
+    params = weights(vae, scale=0.2)
     for name in ("mean", "log_std"):  # q_0 is the same for all images: what is told of them, the layers tell
-        params["encode"][name] = jax.tree.map(jnp.zeros_like, params["encode"][name])
+        params["encode"][name] = jax.tree.map(np.zeros_like, params["encode"][name])
     units = latent.latent_units(vae, params, TEST)
     _, posterior = means(vae, params, TEST.pixels)
     z = posterior.sample(jax.random.key(0), (20_000,))
@@ -149,7 +144,6 @@ def dataset(labels, size=12):
     [
         (12, 2, 2, True, np.arange(12) % 3),
         (12, 2, 0, False, None),
-        (12, 2, 2, False, np.arange(12) % 2),
         (12, 1, 2, False, np.zeros(12, int)),
         (2, 3, 1, False, None),
         (1, 2, 1, False, np.array([7])),
@@ -161,7 +155,7 @@ def test_every_page_is_drawn_for_any_data(size, latents, flow_length, amortized,
     pages = {}
     test = jax.tree.map(lambda leaf: leaf[:size], TEST)
     data = dataset(labels, size)
-    latent_pages.draw_latent_space(pages.__setitem__, vae, vae.init(jax.random.key(0)), data, test, "bars", "elbo")
+    latent_pages.draw_latent_space(pages.__setitem__, vae, weights(vae), data, test, "bars", "elbo")
     several = size > 1 and (labels is None or len(np.unique(labels)) > 1)
     assert ("interpolations.png" in pages) == several
     assert ("posteriors.png" in pages) == (latents == 2)
@@ -172,7 +166,7 @@ def test_every_page_is_drawn_for_any_data(size, latents, flow_length, amortized,
 
 def test_no_posterior_is_drawn_that_nothing_was_trained_to_approximate():
     vae, pages = VAE(SHAPE, hidden=4, latent=2, flow_length=0), {}
-    params = vae.init(jax.random.key(0))
+    params = weights(vae)
     latent_pages.draw_latent_space(pages.__setitem__, vae, params, dataset(None), TEST, "bars", "reconstruction")
     assert "posteriors.png" not in pages
 
@@ -183,7 +177,7 @@ def test_pages_of_colour_images_and_full_covariances(tmp_path):
     data = Dataset("colours", "here", x, labels, None, None, x, labels, index, None, index)
     test = evaluation.fixed_images(x, index, "test", "none")
     vae, pages = VAE((5, 4, 3), hidden=4, latent=2, flow_length=1, posterior="full", likelihood="logistic"), {}
-    latent_pages.draw_latent_space(pages.__setitem__, vae, vae.init(jax.random.key(0)), data, test, "colours", "elbo")
+    latent_pages.draw_latent_space(pages.__setitem__, vae, weights(vae), data, test, "colours", "elbo")
     assert set(pages) == {"posteriors.png", "interpolations.png", "traversals.png", "aggregate.png"}
     for name, figure in pages.items():
         figure.savefig(tmp_path / name)

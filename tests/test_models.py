@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import weights
 
 from planar_vae_jax.models import LOG_STD_RANGE, VAE
 from planar_vae_jax.objectives import free_energy
@@ -25,7 +26,7 @@ def linear(layer, x):
 
 def test_encoder_and_decoder_are_two_linear_layers_with_a_relu():
     architecture = vae(flow_length=2)
-    params = architecture.init(jax.random.key(0))
+    params = weights(architecture)
     x = images()
     encode, decode = (jax.jit(part) for part in (architecture.bind(params).encode, architecture.bind(params).decode))
     features = np.maximum(linear(params["encode"]["hidden"], x.reshape(2, -1)), 0.0)
@@ -41,7 +42,7 @@ def test_encoder_and_decoder_are_two_linear_layers_with_a_relu():
 @pytest.mark.parametrize("amortized", [False, True])
 def test_batches_of_any_rank_are_the_images_one_by_one(amortized):
     architecture = vae(flow_length=2, amortized=amortized)
-    model = architecture.bind(architecture.init(jax.random.key(0)))
+    model = architecture.bind(weights(architecture))
     x = images(6)
     encode = jax.jit(model.encode)
     posterior, parts = encode(x.reshape(2, 3, *SHAPE)), [encode(one) for one in x]
@@ -79,7 +80,7 @@ def test_amortized_flows_start_near_the_flow_that_all_images_would_share():
 
 def test_log_std_stays_in_range_and_the_free_energy_finite_for_huge_weights():
     architecture = vae(flow_length=4)
-    params = jax.tree.map(lambda leaf: 1e4 * leaf, architecture.init(jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.float32(1e4) * leaf, weights(architecture))
     assert np.all(np.abs(architecture.bind(params).encode(images()).log_std) <= LOG_STD_RANGE)
 
     def value(params):
@@ -107,7 +108,7 @@ def test_an_architecture_is_one_static_argument_for_jit():
 
     compiled = jax.jit(shape, static_argnums=0)
     for _ in range(2):
-        compiled(vae(), vae().init(jax.random.key(0)))
+        compiled(vae(), weights(vae()))
     assert len(traced) == 1
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close
+from conftest import assert_trees_close, weights
 from flax import nnx
 
 from planar_vae_jax.convolutions import Convolution, Doubling, Gated, Halving, convolve
@@ -41,7 +41,7 @@ def same_convolution(image, kernel, bias):
 
 def test_a_gated_convolution_is_one_times_the_sigmoid_of_another():
     encoder = vae(encoder="conv")
-    params = encoder.init(jax.random.key(0))
+    params = weights(encoder)
     layer = encoder.bind(params).encode.convolutions.conv1
     image = np.asarray(jax.random.normal(jax.random.key(1), (8, 4, 1)))
     kernel, bias = (np.asarray(layer.layer.kernel[...]), np.asarray(layer.layer.bias[...]))
@@ -96,7 +96,7 @@ def test_a_training_step_has_convolutions_in_the_order_of_axes_that_is_fast_in_l
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_layers_are_those_of_the_sylvester_paper(shape):
-    found = sizes(vae(shape, encoder="conv").init(jax.random.key(0)))
+    found = sizes(weights(vae(shape, encoder="conv")))
     quarter, channels = shape[0] * shape[1] // 16 * 64, shape[2] if len(shape) == 3 else 1
     kernels = {
         "encode": [(channels, 32), (32, 32), (32, 64), (64, 64), (64, 64)],
@@ -115,7 +115,7 @@ def test_the_layers_are_those_of_the_sylvester_paper(shape):
 
 def test_strides_halve_and_double_twice():
     architecture = vae((28, 28), encoder="conv")
-    model = architecture.bind(architecture.init(jax.random.key(0)))
+    model = architecture.bind(weights(architecture))
     encoder, decoder = model.encode.convolutions, model.decode.convolutions
 
     def shape(function, *given):
@@ -133,7 +133,7 @@ def test_strides_halve_and_double_twice():
 @pytest.mark.parametrize("encoder", ["mlp", "conv"])
 def test_batches_of_any_rank_are_the_images_one_by_one(shape, encoder, likelihood):
     architecture = vae(shape, encoder=encoder, likelihood=likelihood, amortized=True, posterior="full")
-    model = architecture.bind(architecture.init(jax.random.key(0)))
+    model = architecture.bind(weights(architecture))
     x = images(shape, 6)
     encode, decode = jax.jit(model.encode), jax.jit(lambda z: model.likelihood.mean(model.decode(z)))
     many, one = encode(x.reshape(2, 3, *shape)), encode(x[4])
@@ -150,7 +150,7 @@ def test_batches_of_any_rank_are_the_images_one_by_one(shape, encoder, likelihoo
 
 def test_every_parameter_of_the_convolutions_is_trained():
     architecture = vae(encoder="conv", amortized=True, likelihood="gaussian", posterior="full")
-    params, x = architecture.init(jax.random.key(0)), images((8, 4), 4)
+    params, x = weights(architecture, scale=0.01), images((8, 4), 4)
     gradient = jax.jit(
         jax.grad(lambda params: jnp.sum(free_energy(architecture.bind(params), x, jax.random.key(1)).free_energy))
     )(params)
@@ -173,7 +173,7 @@ def test_amortised_flows_start_near_the_identity(encoder, layers):
 
 def test_two_hidden_layers_are_one_more_relu():
     architecture = vae(layers=2)
-    params = architecture.init(jax.random.key(0))
+    params = weights(architecture)
     x = images((8, 4))
 
     def layer(part, name, x):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import weights
 
 from planar_vae_jax import planar_flow
 from planar_vae_jax.binarization import binarize
@@ -21,10 +22,7 @@ X = jnp.array([[[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]])  # [1, H, W]
 def model(request):
     """A VAE with weights large enough that q, the flow and the decoder all matter."""
     vae = VAE((2, 3), hidden=5, latent=1, flow_length=request.param)
-    leaves, tree = jax.tree.flatten(vae.init(jax.random.key(4)))
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return vae.bind(tree.unflatten(moved))
+    return vae.bind(weights(vae))
 
 
 def nll_of(model, images, keys, **options):
@@ -165,7 +163,7 @@ def value_and_gradient(vae, params, objective, **options):
 @pytest.mark.parametrize("amortized", [False, True])
 def test_training_by_one_sample_of_iwae_is_training_by_the_elbo(amortized):
     vae = VAE((2, 3), hidden=5, latent=3, flow_length=2, amortized=amortized)
-    params = vae.init(jax.random.key(1))
+    params = weights(vae)
     elbo, iwae = (value_and_gradient(vae, params, name) for name in ("elbo", "iwae"))
     assert float(iwae[0]) == pytest.approx(float(elbo[0]), rel=1e-6)
     for ours, theirs in zip(jax.tree.leaves(iwae[1]), jax.tree.leaves(elbo[1]), strict=True):
@@ -175,7 +173,7 @@ def test_training_by_one_sample_of_iwae_is_training_by_the_elbo(amortized):
 @pytest.mark.parametrize("amortized", [False, True])
 def test_the_gradient_of_the_importance_bound_is_that_of_its_definition(amortized):
     vae = VAE((2, 3), hidden=5, latent=3, flow_length=2, amortized=amortized)
-    params = vae.init(jax.random.key(1))
+    params = weights(vae)
     _, gradient = value_and_gradient(vae, params, "iwae", train_samples=5)
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 

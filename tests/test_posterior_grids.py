@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import weights
 
 from planar_vae_jax import PlanarFlow, objectives, posteriors
 from planar_vae_jax.models import VAE
@@ -14,20 +15,11 @@ SHAPE = (3, 4)
 PIXELS = np.where(np.random.default_rng(0).random(SHAPE) < 0.4, np.uint8(255), np.uint8(0))
 
 
-def moved(vae, seed=5, scale=0.3):
-    """Parameters with weights large enough that q, the flow and the decoder all matter."""
-    leaves, tree = jax.tree.flatten(vae.init(jax.random.key(4)))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten(
-        [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    )
-
-
 @pytest.fixture(scope="module", params=[(0, False), (4, False), (6, True)], ids=["K=0", "K=4 shared", "K=6 amortised"])
 def model(request):
     flow_length, amortized = request.param
     vae = VAE(SHAPE, hidden=6, latent=2, flow_length=flow_length, amortized=amortized)
-    return vae, moved(vae)
+    return vae, weights(vae)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +91,7 @@ def test_the_kl_is_free_energy_less_nll(model, grid):
 def test_a_thin_density_does_not_slip_through_the_grid():
     """q a thousand times thinner than the prior: its KL is in closed form where the decoder ignores z."""
     vae = VAE(SHAPE, hidden=2, latent=2, flow_length=0)
-    params = jax.tree.map(jnp.zeros_like, vae.init(jax.random.key(0)))
+    params = jax.tree.map(np.zeros_like, weights(vae))
     params["encode"]["log_std"]["bias"] = jnp.full(2, -7.0)
     params["encode"]["mean"]["bias"] = jnp.array([1.0, -2.0])
     grid = posteriors.posterior_grid(vae, params, PIXELS)
@@ -111,7 +103,7 @@ def test_a_thin_density_does_not_slip_through_the_grid():
 def test_a_model_of_another_size_is_refused():
     vae = VAE(SHAPE, hidden=2, latent=3)
     with pytest.raises(ValueError, match=r"latent=2.*got latent=3"):
-        posteriors.posterior_grid(vae, vae.init(jax.random.key(0)), PIXELS)
+        posteriors.posterior_grid(vae, weights(vae), PIXELS)
 
 
 def test_the_layers_shown_begin_with_the_base_and_end_with_the_flow():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import weights
 
 from planar_vae_jax import objectives, training
 from planar_vae_jax.models import VAE
@@ -32,7 +33,7 @@ def trained(vae, steps=60, count=256):
         sizes = {"batch_size": count // 4, "epochs": steps // 4}
         return training.train(loss, optax.adam(3e-3), params, images, jax.random.key(1), **sizes)[0].params
 
-    params = vae.init(jax.random.key(0))
+    params = vae.init(jax.random.key(0)) if steps else weights(vae, scale=0.1)
     return jax.jit(run)(params) if steps else params, jnp.asarray(images)
 
 
@@ -76,7 +77,7 @@ def test_training_in_bfloat16_comes_as_far(amortized):
 
 def test_the_flow_and_the_likelihood_are_computed_in_float32():
     vae = VAE((12, 12), precision="bfloat16", **SIZES)
-    params = vae.init(jax.random.key(0))
+    params = weights(vae)
     z = jnp.ones((5, 8))
     flow = vae.bind(params).encode(jnp.ones((5, 12, 12)))
     assert {leaf.dtype for leaf in jax.tree.leaves(flow)} == {jnp.dtype(jnp.float32)}

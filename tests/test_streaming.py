@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import running
+from conftest import weights
 
 from experiments import flow_length, mnist, use
 from planar_vae_jax import evaluation, latent, load_run
@@ -128,7 +129,7 @@ def test_every_figure_of_streamed_images_is_that_of_whole_ones():
     samples = 20  # so that 800 images are decoded at a time, and 1000 encoded
     data = assemble("noise", "here", noise())
     vae = VAE((5, 4), latent=3, hidden=8, flow_length=2, amortized=True)
-    params = vae.init(jax.random.key(0))
+    params = weights(vae)
     ours, theirs = (Placement(data, "dynamic", one_device(), 400, asked).test() for asked in ("40KB", None))
     assert len(ours) == 2300
     assert isinstance(theirs, evaluation.Images)
