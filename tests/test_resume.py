@@ -169,6 +169,7 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
             "-m",
             "experiments.mnist",
             *MNIST,
+            "--latent=3",
             f"--dataset={images}",
             f"--workdir={tmp_path / name}",
         ]
@@ -193,7 +194,7 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
     entries = len(list(cache.iterdir()))
     end(process("other", "--seed=1"))
     assert len(list(cache.iterdir())) == entries
-    start("mnist", images, tmp_path / "in-one-go", f"--epochs={reached}")
+    start("mnist", images, tmp_path / "in-one-go", "--latent=3", f"--epochs={reached}")
     assert result(tmp_path / "run") == result(tmp_path / "in-one-go")
 
 

@@ -68,9 +68,9 @@ def test_a_process_stopped_by_a_signal_goes_on(tmp_path, whole, number):
 
 
 def test_a_time_limit_is_as_sigterm(tmp_path, whole):
-    process = Process(tmp_path, "--pause=3", "--max_seconds=8")  # the reports alone take longer
+    process = Process(tmp_path, "--pause=2", "--max_seconds=5")  # the reports alone take longer
     assert process.end() == 143
-    assert "stopped by --max_seconds=8" in process.said
+    assert "stopped by --max_seconds=5" in process.said
     assert "run the same command again to go on" in process.said
     start(tmp_path)
     assert result(tmp_path) == whole

@@ -64,7 +64,7 @@ CASES = [
 ]
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_a_density_run_that_is_killed_and_then_told_to_stop_ends_as_the_run_in_one_go(whole, tally, tmp_path):
     for number, status in ((KILL, -KILL), (TERM, 128 + TERM)):
         run = Run("density", tmp_path)
