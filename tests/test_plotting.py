@@ -1,5 +1,6 @@
 """Pictures hold what they were given; their texts are as they were given, and lie inside, clear of each other."""
 
+import functools
 import importlib.util
 import itertools
 import os
@@ -94,7 +95,7 @@ def texts_of(figure) -> dict[Text, Bbox]:
     canvas = FigureCanvasAgg(figure)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Text, "draw", record)
-        canvas.draw()
+        figure.draw_without_rendering()
     seen = [artist for artist in drawn if artist.get_visible() and artist.get_text().strip()]
     return {artist: artist.get_window_extent(canvas.get_renderer()) for artist in seen}
 
@@ -103,11 +104,17 @@ def is_inside(box, outer) -> bool:
     return outer.x0 <= box.x0 and box.x1 <= outer.x1 and outer.y0 <= box.y0 and box.y1 <= outer.y1
 
 
+@functools.cache
+def drawn(kind, title):
+    """A figure with its texts."""
+    figure = FIGURES[kind](TITLES[title])
+    return figure, texts_of(figure)
+
+
 @pytest.mark.parametrize("title", TITLES)
 @pytest.mark.parametrize("kind", FIGURES)
 def test_texts_lie_inside_and_clear_of_each_other(kind, title):
-    figure = FIGURES[kind](TITLES[title])
-    boxes = texts_of(figure)
+    figure, boxes = drawn(kind, title)
     written = "".join(artist.get_text() for artist in boxes).replace("\n", "").replace(" ", "")
     assert TITLES[title].replace("\n", "").replace(" ", "") in written
     for artist, box in boxes.items():
@@ -119,8 +126,7 @@ def test_texts_lie_inside_and_clear_of_each_other(kind, title):
 @pytest.mark.parametrize("kind", FIGURES)
 def test_titles_stand_close_to_what_they_name(kind):
     """No empty band, with captions or without, and nothing behind the title."""
-    figure = FIGURES[kind]("title")
-    boxes = texts_of(figure)
+    figure, boxes = drawn(kind, "two lines")
     bottom = boxes[figure._suptitle].y0
     below = [axes.get_tightbbox().y1 for axes in figure.axes]
     gap = (bottom - max(below)) / figure.dpi
@@ -129,8 +135,7 @@ def test_titles_stand_close_to_what_they_name(kind):
 
 @pytest.mark.parametrize("kind", ["density", "layers", "two layers"])
 def test_panels_are_squares_of_one_size(kind):
-    figure = FIGURES[kind]("title")
-    FigureCanvasAgg(figure).draw()
+    figure, _ = drawn(kind, "two lines")
     sizes = [axes.get_window_extent().size for axes in figure.axes if axes.get_xlabel()]
     np.testing.assert_allclose(sizes, sizes[0][0], rtol=1e-9)
 

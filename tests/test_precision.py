@@ -1,6 +1,7 @@
 """bfloat16 in encoder and decoder alone: how far the free energy moves, and that nothing else is rounded."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -20,6 +21,7 @@ SIZES = {"latent": 8, "hidden": 64, "flow_length": 4}
 KINDS = pytest.mark.parametrize("amortized", [False, True], ids=["shared", "amortised"])
 
 
+@functools.cache
 def trained(vae, steps=60, count=256):
     """Parameters after some training on bars, and the images."""
     generator = np.random.default_rng(0)
