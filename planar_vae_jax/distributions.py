@@ -131,11 +131,11 @@ class PlanarFlow:
         zK, log_det = planar_flow(self.params, z0, h=self.h)
         return zK, standard_normal_log_prob(noise) - jnp.sum(log_std, -1), log_det
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
-        """Draws ``[*shape, *batch_shape, D]``."""
+    def sample(self, key: jax.Array, shape: int | tuple[int, ...] = ()) -> jax.Array:
+        """Draws ``[*shape, *batch_shape, D]``; a number n is the shape ``(n,)``."""
         return self.transform(self._noise(key, shape))[0]
 
-    def sample_and_log_prob(self, key: jax.Array, shape: tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
+    def sample_and_log_prob(self, key: jax.Array, shape: int | tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
         """Draws ``[*shape, *batch_shape, D]``, and their log-densities without an inverse."""
         zK, log_q0, log_det = self.transform(self._noise(key, shape))
         return zK, log_q0 - log_det
@@ -147,7 +147,8 @@ class PlanarFlow:
             return normal_log_prob(z0, self.mean, self.log_std) + log_det
         return jnp.add(*jnp.broadcast_arrays(_cholesky_log_prob(z0, self.mean, self.log_std, self.lower), log_det))
 
-    def _noise(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def _noise(self, key: jax.Array, shape: int | tuple[int, ...]) -> jax.Array:
+        shape = (shape,) if isinstance(shape, int) else shape
         return jax.random.normal(key, (*shape, *self.batch_shape, self.dim), self.mean.dtype)
 
     def tree_flatten_with_keys(self) -> tuple[Any, str]:

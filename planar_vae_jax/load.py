@@ -96,6 +96,8 @@ def _as_uint8(images: Array, shape: tuple[int, ...]) -> np.ndarray:
             f"images must be [N, {wanted}], the size that the run was trained on; got {list(images.shape)}"
         )
     if images.dtype == np.uint8:
+        if np.max(images, initial=0) == 1:
+            warnings.warn("images of uint8 are 0 to 255, and these are 0 and 1: nearly black", stacklevel=4)
         return images
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1); got {images.dtype}")
@@ -137,7 +139,10 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
 
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint must be 'latest' or 'best'; got {checkpoint!r}")
-    folder = Path(workdir).expanduser()
+    try:
+        folder = Path(workdir).expanduser()
+    except RuntimeError as error:  # a ~user that there is not
+        raise ValueError(f"workdir must be the folder of a run; got {workdir!s} ({error})") from None
     stored = _read_config(folder)
     try:
         found = reading.read_checkpoint(
@@ -154,13 +159,15 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
     flags = stored["flags"]
     try:
         vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
+        binarization = flags["binarization"] or default_binarization(vae.likelihood, flags["objective"])
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a run (no flag {error})") from None
+    except (TypeError, ValueError, StopIteration) as error:
+        raise ValueError(f"{folder / 'config.json'} is not the config of a run ({error})") from None
     try:
         params = leaves.fill_params(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)))
     except ValueError as error:
         raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None
-    binarization = flags["binarization"] or default_binarization(vae.likelihood, flags["objective"])
     return Run(flags, params, vae, found.step, binarization)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import precision
 
 from experiments import density
 from planar_vae_jax import Planar, PlanarFlow, plotting, training
@@ -77,6 +78,12 @@ def test_a_run_writes_its_files_and_its_numbers_agree(few_samples, tmp_path, fla
     assert all(line["kl"] == pytest.approx(line["loss"] + summary["log_z"], abs=1e-5) for line in lines)
     assert ("annealed_loss" in lines[0]) == ("--anneal_steps=10" in flags)
     assert lines[-1].get("temperature", 1.0) == 1.0
+
+
+@pytest.mark.parametrize("mode", ["no NaN", pytest.param("64-bit types", marks=pytest.mark.slow)])
+def test_a_run_works_in_jaxs_modes(few_samples, tmp_path, mode):
+    with precision(np.float64) if mode == "64-bit types" else jax.debug_nans(True):
+        assert np.isfinite(run(tmp_path, "--learn_base")["kl"])
 
 
 def test_another_seed_compiles_nothing(few_samples, tmp_path):

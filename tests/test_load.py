@@ -108,6 +108,11 @@ def test_codes_of_another_size_are_refused(run):
         run.decode(np.zeros((4, 3), np.float32))
 
 
+def test_uint8_images_of_zeros_and_ones_are_told_to_be_nearly_black(run, images):
+    with pytest.warns(UserWarning, match="0 to 255, and these are 0 and 1"):
+        run.reconstruct((images > 128).astype(np.uint8))
+
+
 @pytest.mark.parametrize("number", [-1, 2.5, None])
 def test_numbers_that_are_none_are_refused(run, images, number):
     with pytest.raises(ValueError, match=f"n must be a whole number, at least 0; got {number}"):
@@ -120,7 +125,7 @@ def test_damage_that_is_passed_over_is_a_warning(workdir, tmp_path):
     other = shutil.copytree(workdir, tmp_path / "other")
     newest = max((other / "checkpoints").iterdir(), key=lambda path: int(path.name))
     (newest / "meta" / "metadata").write_text("{}")
-    with pytest.warns(UserWarning, match=f"{newest} is damaged"):
+    with pytest.warns(UserWarning, match=f"{newest} .*is damaged"):
         assert load_run(other).step < int(newest.name)
 
 
@@ -154,6 +159,12 @@ def test_what_is_no_such_run_is_told(workdir, tmp_path):
     (other / "config.json").write_text(json.dumps({**config, "flags": flags}))
     with pytest.raises(ValueError, match="no flag 'latent'"):
         load_run(other)
+    for odd in ({"flows": None}, {"h": "sine"}, {"latent": "many"}):
+        (other / "config.json").write_text(json.dumps({**config, "flags": {**config["flags"], **odd}}))
+        with pytest.raises(ValueError, match="not the config of a run"):
+            load_run(other)
+    with pytest.raises(ValueError, match="workdir must be"):
+        load_run("~nobody-of-this-name/run")
     (other / "config.json").write_text(json.dumps({name: config[name] for name in config if name != "flags"}))
     with pytest.raises(ValueError, match="not the config of a run"):
         load_run(other)

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from conftest import precision
 from image_runs import TINY, write_bars
 
 from experiments import mnist
@@ -120,6 +122,13 @@ def test_training_lowers_the_loss_and_learns_the_images(images, tmp_path):
         mean = arrays["x_train"].mean(0) / 255.0
     entropy = -(mean * np.log(mean) + (1 - mean) * np.log(1 - mean)).sum()
     assert found["test"]["nll"] < entropy - 0.5
+
+
+@pytest.mark.parametrize("mode", ["64-bit types", pytest.param("no NaN", marks=pytest.mark.slow)])
+def test_a_run_works_in_jaxs_modes(images, tmp_path, mode):
+    with precision(np.float64) if mode == "64-bit types" else jax.debug_nans(True):
+        mnist.main(arguments(images, tmp_path, "--amortized", "--posterior=full"))
+    assert np.all(np.isfinite(numbers(summary(tmp_path))))
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(images, tmp_path):

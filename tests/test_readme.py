@@ -1,13 +1,16 @@
 """What README and docs show runs as it stands."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from experiments import mnist
 
@@ -69,6 +72,19 @@ def test_the_experiment_of_ones_own_runs_and_goes_on(folder):
         names["main"](["--dataset=images.npz", f"--epochs={epochs}", "--workdir=run"])
     assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     assert (folder / "run" / "samples.png").exists()
+
+
+def test_a_plain_installation_brings_the_core_alone():
+    """And of what that needs, no pyarrow."""
+    waiting = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {Requirement(one).name for one in waiting} == {"jax", "jaxlib", "numpy", "flax", "optax"}
+    needed = set()
+    while waiting:
+        one = Requirement(waiting.pop())
+        if one.name not in needed and (one.marker is None or one.marker.evaluate({"extra": ""})):
+            needed.add(one.name)
+            waiting += importlib.metadata.requires(one.name) or []
+    assert "pyarrow" not in needed
 
 
 def test_importing_the_package_stays_light():

@@ -47,7 +47,7 @@ def stopped(_stopped, tmp_path):
     [
         (["--seed=1"], ["--seed: 0 there, 1 here"]),
         (["--rate=0.2", "--classes=0,1"], ["--rate: 0.1 there, 0.2 here", "--classes: None there, 0,1 here"]),
-        (["--samples=5"], ["--samples: 4 there, 5 here"]),
+        (["--samples=5"], ["--samples: 4 there, 5 here", "compute its figures with other flags by --eval_only"]),
         (["--other"], ["other data: examples from here (CRC-32 00000000) there, examples from here (CRC-32 00000001)"]),
         (["--other_valid"], ["other validation images"]),
         (["--other", "--seed=2"], ["--seed: 0 there", "other data"]),

@@ -52,6 +52,21 @@ def test_a_run_is_over_after_so_many_epochs_without_a_better_score(scores, best,
     assert not EarlyStopping(None, 0).wants_checkpoint(found)
 
 
+def test_each_line_is_looked_at_once_and_fewer_lines_are_other_lines():
+    early, lines, looks = EarlyStopping("loss", 2), [], []
+
+    class Line(dict):
+        def get(self, name):
+            looks.append(self)
+            return self[name]
+
+    for epoch in range(1, 50):
+        lines.append(Line(loss=1.0 / epoch))
+        assert (early.best(lines), early.wants_checkpoint(lines)) == (epoch, True)
+    assert len(looks) == len(lines)
+    assert early.best(lines[:3]) == 3
+
+
 def test_a_run_ends_early_with_the_figures_of_its_best_checkpoint(whole):
     distances = [line["distance"] for line in lines(whole)]
     best = 1 + distances.index(min(distances))

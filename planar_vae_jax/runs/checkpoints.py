@@ -101,8 +101,7 @@ class Checkpoints:
             return None
         for step, reason in damaged.items():
             self._warn(
-                f"checkpoint {self.directory / str(step)} ({self._name(step)}) is damaged ({reason}): "
-                f"{self._name(found.step)} is used instead"
+                reading.told_damaged(self.directory / str(step), self._name(step), reason, self._name(found.step))
             )
         self._damaged = list(damaged)
         return found

@@ -191,25 +191,26 @@ class RunFolder:
                 f"--workdir={self._named} holds a run already; name another, go on with it by --resume=auto, or "
                 "move it aside by --overwrite"
             )
-        differences = self._differences(stored)
+        differences = self._differences(stored, self.eval_only)
         if differences:
-            raise UsageError(
-                f"--workdir={self._named} holds another run ({'; '.join(differences)}); {self._otherwise()}"
-            )
+            again = self.config.drawn_again and not self._differences(stored, True)
+            figures = "compute its figures with other flags by --eval_only, " if again else ""
+            told = f"holds another run ({'; '.join(differences)}); {figures}{self._otherwise()}"
+            raise UsageError(f"--workdir={self._named} {told}")
         return stored
 
     def _otherwise(self) -> str:
         """What to do where this folder cannot be taken; ``--overwrite`` contradicts ``--eval_only``."""
         return "name another" if self.eval_only else "name another, or move it aside by --overwrite"
 
-    def _differences(self, stored: dict[str, Any]) -> list[str]:
-        """What makes the stored run another one, as ``--flag: theirs there, ours here``."""
+    def _differences(self, stored: dict[str, Any], but_figures: bool) -> list[str]:
+        """What makes the stored run, or all of it ``but_figures``, another one: ``--flag: theirs there, ours here``."""
         ours = self._description
         if stored["experiment"] != ours["experiment"]:
             return [f"experiments.{stored['experiment']}, not {ours['experiment']}"]
         differences = []
         for field in dataclasses.fields(self.config):
-            free = field.metadata["resumable"] or (self.eval_only and field.metadata["evaluation"])
+            free = field.metadata["resumable"] or (but_figures and field.metadata["evaluation"])
             there, here = flag_of_run(stored, field), ours["flags"][field.name]
             if there != here and not free:
                 differences.append(f"--{field.name}: {shown(there)} there, {shown(here)} here")

@@ -49,6 +49,7 @@ def read_checkpoint(
     *,
     warn: Callable[[str], object] = lambda line: None,
     check: Callable[[dict[str, Any]], object] = lambda leaves: None,
+    name: Callable[[int], str] = "step {}".format,
 ) -> Stored:
     """A checkpoint of a folder that somebody else may be writing into; nothing there is changed.
 
@@ -57,6 +58,7 @@ def read_checkpoint(
         which: a step; "latest": the newest that is whole; "best": of those that are there, that of the lowest score.
         warn: is given a line for each damaged checkpoint that is passed over.
         check: is given the leaves that are read; a ``ValueError`` of its makes that checkpoint a damaged one.
+        name: a step in people's words.
 
     Raises:
         NoCheckpointError: there is none.
@@ -72,13 +74,18 @@ def read_checkpoint(
     if which == "latest":
         found, damaged = newest_whole(directory, checked)
         for step, reason in damaged.items():
-            warn(f"checkpoint {directory / str(step)} is damaged ({reason}): step {found.step} is used instead")
+            warn(told_damaged(directory / str(step), name(step), reason, name(found.step)))
         return found
     chosen = best(scores(directory)) if which == "best" else int(which)
     if chosen is None:
         raise NoCheckpointError(f"{directory} holds no checkpoint with a score")
     with whole(directory / str(chosen)):
         return checked(chosen)
+
+
+def told_damaged(path: Path, name: str, reason: str, instead: str) -> str:
+    """A line on a checkpoint that is passed over."""
+    return f"checkpoint {path} ({name}) is damaged ({reason}): {instead} is used instead"
 
 
 def check_finite(leaves: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Early stopping, and which state a run's figures are of: the last, or with early stopping the best."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from planar_vae_jax.runs import leaves, reading
@@ -15,17 +16,31 @@ from planar_vae_jax.runs.shared import read_together
 Lines = Sequence[dict[str, Any]]
 
 
-class EarlyStopping(NamedTuple):
-    """When a run ends before its last epoch; it follows from the lines of its metrics alone."""
+class EarlyStopping:
+    """When a run ends before its last epoch; it follows from the lines of its metrics alone.
 
-    score: str | None  # the entry of a line that should get lower
-    patience: int  # epochs without a better one; 0: it never ends early
+    Args:
+        score: the entry of a line that should get lower.
+        patience: epochs without a better one; 0: it never ends early.
+    """
+
+    def __init__(self, score: str | None, patience: int):
+        self.score, self.patience = score, patience
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen, self._best, self._lowest = 0, 0, math.inf  # so that lines that grow are looked at once each
 
     def best(self, lines: Lines) -> int:
         """The epochs done when the score was lowest, the first of equals; 0 where there is none."""
-        scores = {epoch: line.get(self.score) for epoch, line in enumerate(lines, 1) if self.score is not None}
-        known = {epoch: score for epoch, score in scores.items() if score is not None}
-        return min(known, key=lambda epoch: (known[epoch], epoch), default=0)
+        if len(lines) < self._seen:
+            self._forget()
+        for line in lines[self._seen :]:
+            self._seen += 1
+            score = None if self.score is None else line.get(self.score)
+            if score is not None and score < self._lowest:
+                self._best, self._lowest = self._seen, score
+        return self._best
 
     def over(self, lines: Lines) -> bool:
         """Whether the run has ended early, or would have if it had more epochs."""
@@ -71,9 +86,9 @@ def _stored(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping) -> 
     if which == "best" and early.score is None:
         raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
     try:
-        found = newest = _read(run, which)
+        found = newest = _read(run, which, epochs.name)
         if early.patience and which == "best":
-            newest = _read(run, "latest")
+            newest = _read(run, "latest", epochs.name)
     except NoCheckpointError:
         raise UsageError(
             f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"
@@ -91,8 +106,9 @@ def _stored(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping) -> 
     return params, {"step": found.step, "final": final, "seconds": seconds, "epoch": done, "lines": kept}
 
 
-def _read(run: RunFolder, which: str) -> Stored:
-    return reading.read_checkpoint(run.workdir / "checkpoints", which, warn=warn, check=reading.check_finite)
+def _read(run: RunFolder, which: str, name: Callable[[int], str] = str) -> Stored:
+    folder = run.workdir / "checkpoints"
+    return reading.read_checkpoint(folder, which, warn=warn, check=reading.check_finite, name=name)
 
 
 def _epochs_done(found: Stored) -> int:

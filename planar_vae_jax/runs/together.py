@@ -73,12 +73,12 @@ def fit_together(
         return
     devices, epochs = seeds[0].run.devices, Epochs(steps, steps_per_epoch, unit)
     epochs.check_size(chunks.size_of(data), batch_size)
-    data, early = devices.replicate(data), EarlyStopping(score, patience)
+    data = devices.replicate(data)
     loops: list[Loop] = []
     with contextlib.ExitStack() as stack:
         for run, params, key in seeds:
             run.sharing = len(seeds)
-            checkpoints = stack.enter_context(open_checkpoints(run, epochs))
+            checkpoints, early = stack.enter_context(open_checkpoints(run, epochs)), EarlyStopping(score, patience)
             loops.append(Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints, early))
             loops[-1].begin_or_go_on()
         group = _Group(loops, loss, optimizer, data)
