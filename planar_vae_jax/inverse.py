@@ -8,7 +8,7 @@ from jax import lax
 
 from planar_vae_jax.nonlinearities import Nonlinearity
 
-# Measured over m in [1e-300, 1e6] and |y| in [1e-300, 1e6]: see tests/test_inverse.py, which counts them.
+# Measured over m in [1e-300, 1e6] and |y| in [1e-300, 1e6]: see tests/test_inverse_root.py, which counts them.
 MAX_ITERATIONS = 32
 
 

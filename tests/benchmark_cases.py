@@ -1,8 +1,12 @@
 """What the tests of the benchmarks share."""
 
+import copy
+import functools
 import json
 
+from benchmarks.our_training import OurTraining, Task, synthetic_images
 from benchmarks.timing import Contestant
+from planar_vae_jax.models import VAE
 
 
 class Clock:
@@ -21,6 +25,23 @@ class Clock:
             self.now += seconds
 
         return Contestant(run, lambda: self.calls.append(f"prepare {name}"))
+
+
+def tiny_task(flow_length=5):
+    vae = VAE((28, 28), latent=2, hidden=4, flow_length=flow_length)
+    return Task(vae, synthetic_images(0, 16), batch_size=8, seed=0)
+
+
+@functools.cache
+def _compiled():
+    training = OurTraining(tiny_task(), "schedule_free")
+    training.compile()
+    return training
+
+
+def untrained():
+    """A training before its first step, traced and compiled once for all tests."""
+    return copy.copy(_compiled())
 
 
 def summary(workdir):

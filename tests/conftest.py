@@ -105,6 +105,13 @@ def standard_promotion():
 
 
 @pytest.fixture
+def any_promotion():
+    """JAX's own defaults: what other people's code, and our users', is written for."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def x64():
     """Switches 64-bit types on for one test."""
     with precision(np.float64):

@@ -15,12 +15,7 @@ from benchmarks.torch_models import Unavailable
 from planar_vae_jax.constraint import constrain
 from planar_vae_jax.runs.config import UsageError
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax and FlowJAX are written for JAX's own defaults."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("any_promotion")
 
 
 # --- Timing.

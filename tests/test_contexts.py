@@ -83,7 +83,7 @@ def test_every_order_in_every_context_is_that_of_a_loop_over_layers(context, flo
 
 @functools.cache
 def inverse_truth():
-    """By forward mode alone, which always takes the rules; test_inverse.py has it against autodiff."""
+    """By forward mode alone, which always takes the rules; test_inverse_derivatives.py has it against autodiff."""
     params, z = problem()
     flat, unravel = jax.flatten_util.ravel_pytree(params)
 

@@ -7,7 +7,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
@@ -22,6 +21,7 @@ def blocks(page):
 
 
 README = blocks("README.md")
+pytestmark = pytest.mark.usefixtures("any_promotion")
 
 
 @pytest.fixture
@@ -31,12 +31,6 @@ def folder(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
     np.savez("images.npz", x_train=images, x_test=images[:5])
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def as_a_user_has_it():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 @pytest.mark.parametrize("block", README, ids=[str(number) for number in range(len(README))])
