@@ -222,7 +222,8 @@ def test_a_sweep_stopped_by_a_signal_in_a_run_ends_as_the_sweep_in_one_go(images
 
 
 def test_a_sweep_that_is_killed_goes_on(images, swept, tmp_path):
-    command = [sys.executable, "-m", "experiments.flow_length", *arguments(images, tmp_path, "--amortized", "--seed=5")]
+    command = [sys.executable, "-m", "tests.undrawn", "flow_length"]
+    command += arguments(images, tmp_path, "--amortized", "--seed=5")
     run = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (tmp_path / "flows=0-seed=6" / "config.json").exists():  # the second of six

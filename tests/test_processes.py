@@ -33,7 +33,7 @@ class Processes:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "experiments.mnist", f"--dataset={images}", *TINY.split()]
+        command = [sys.executable, "-m", "tests.undrawn", "mnist", f"--dataset={images}", *TINY.split()]
         command += [f"--epochs={EPOCHS}", f"--workdir={workdir}", *flags.split()]
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}"] if number > 1 else []
