@@ -67,7 +67,7 @@ class OurTraining:
         self.epoch = self.position = 0
         self._begin_epoch()
         batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
-        self.info = training.empty_info(self.loss, self.optimizer, self.state, batch, self.key, task.epoch_steps)
+        self.info = training.empty_info(self.loss, self.state, batch, self.key, task.epoch_steps)
 
     def compile(self) -> None:
         """Makes everything ready by taking no step."""

@@ -74,7 +74,7 @@ def train(batch: int, optimizer: str = "schedule_free", **sizes: Any) -> tuple[C
         key = jax.random.key(0)
         state = training.init_state(vae.init(key), method)
         one = jax.ShapeDtypeStruct((batch, 28, 28), jnp.uint8)
-        info = training.empty_info(loss, method, state, one, key, STEPS)
+        info = training.empty_info(loss, state, one, key, STEPS)
         images, order = jnp.zeros((IMAGES, 28, 28), jnp.uint8), jnp.zeros((STEPS, batch), jnp.int32)
         return state, info, images, order, key, jnp.int32(0), jnp.int32(STEPS)
 

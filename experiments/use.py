@@ -14,6 +14,8 @@ two cores.
 
 import csv
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from planar_vae_jax.data.images import read_images
 from planar_vae_jax.flagged_data import load_images
 from planar_vae_jax.gap import Settings, gap_of_images, summarise
 from planar_vae_jax.likelihoods import measured
-from planar_vae_jax.load import Run
+from planar_vae_jax.load import NEARLY_BLACK, Run
 from planar_vae_jax.pages import NO_KL
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
@@ -129,6 +131,7 @@ def made(folder: Path) -> Path:
 
 def images_of_file(run: Run, name: str, place: str) -> np.ndarray:
     """``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8 of the run's size."""
+    warnings.filterwarnings("ignore", message=re.escape(NEARLY_BLACK))  # read_images tells that it is
     try:
         return read_images(place, run.vae.image_shape, warn)
     except DataError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from typing import Any
 
 import jax
@@ -148,7 +149,7 @@ class PlanarFlow:
         return jnp.add(*jnp.broadcast_arrays(_cholesky_log_prob(z0, self.mean, self.log_std, self.lower), log_det))
 
     def _noise(self, key: jax.Array, shape: int | tuple[int, ...]) -> jax.Array:
-        shape = (shape,) if isinstance(shape, int) else shape
+        shape = shape if isinstance(shape, tuple | list) else (operator.index(shape),)
         return jax.random.normal(key, (*shape, *self.batch_shape, self.dim), self.mean.dtype)
 
     def tree_flatten_with_keys(self) -> tuple[Any, str]:

@@ -24,6 +24,7 @@ from planar_vae_jax.likelihoods import default_binarization
 from planar_vae_jax.models import CHOICES, VAE
 
 Array = jax.Array | np.ndarray
+NEARLY_BLACK = "uint8 images are 0 to 255, and these are 0 and 1; multiply them by 255 if 1 was meant as white"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _as_uint8(images: Array, shape: tuple[int, ...]) -> np.ndarray:
         )
     if images.dtype == np.uint8:
         if np.max(images, initial=0) == 1:
-            warnings.warn("images of uint8 are 0 to 255, and these are 0 and 1: nearly black", stacklevel=4)
+            warnings.warn(NEARLY_BLACK, stacklevel=4)
         return images
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1); got {images.dtype}")
@@ -157,12 +158,13 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run
         )
         raise reading.NoCheckpointError(f"{error}{hint}") from None
     flags = stored["flags"]
+    image_shape = _image_shape(stored, found.leaves)
     try:
-        vae = vae_from_flags(flags, _image_shape(stored, found.leaves))
+        vae = vae_from_flags(flags, image_shape)
         binarization = flags["binarization"] or default_binarization(vae.likelihood, flags["objective"])
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a run (no flag {error})") from None
-    except (TypeError, ValueError, StopIteration) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a run ({error})") from None
     try:
         params = leaves.fill_params(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)))
@@ -197,12 +199,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _image_shape(stored: dict[str, Any], leaves: dict[str, np.ndarray]) -> tuple[int, ...]:
-    shape = (stored.get("data") or {}).get("image_shape")
-    if shape is not None:
-        return tuple(shape)
+    data = stored.get("data")
+    if isinstance(data, dict) and data.get("image_shape"):
+        return tuple(data["image_shape"])
     # Version 0.1 did not write it: square images, as far as one can tell.
-    pixels = next(array.size for name, array in leaves.items() if "params['decode']['logits']['bias']" in name)
+    pixels = next((array.size for name, array in leaves.items() if "params['decode']['logits']['bias']" in name), 0)
     side = math.isqrt(pixels)
-    if side * side != pixels:
+    if side * side != pixels or not pixels:
         raise ValueError(f"the run does not tell the shape of its images, and {pixels} pixels are no square")
     return side, side

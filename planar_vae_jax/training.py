@@ -72,9 +72,7 @@ def epoch_order(key: jax.Array, size: int, batch_size: int) -> jax.Array:
     return jax.random.permutation(key, size)[: steps * batch_size].reshape(steps, batch_size)
 
 
-def empty_info(
-    loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Any, key: jax.Array, steps: int
-) -> StepInfo:
+def empty_info(loss: Loss, state: TrainState, batch: Any, key: jax.Array, steps: int) -> StepInfo:
     """Info of ``steps`` steps before any is taken: zeros. ``batch``: of one step, arrays or their shapes."""
     value, figures = jax.eval_shape(loss, state.params, batch, key, state.step)
     one = StepInfo(value, jax.eval_shape(_norm, state.params), figures)  # a gradient has the shapes of the parameters
@@ -149,7 +147,7 @@ def train(
         raise ValueError(f"batch_size must be between 1 and the {size} examples of data; got {batch_size}")
     steps, state = size // batch_size, init_state(params, optimizer)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
-    info = empty_info(loss, optimizer, state, one, key, steps)
+    info = empty_info(loss, state, one, key, steps)
 
     def epoch(state: TrainState, number: jax.Array) -> tuple[TrainState, StepInfo]:
         order_key, steps_key = epoch_keys(key, number)

@@ -80,7 +80,7 @@ def undrawn():
 
 @pytest.fixture
 def pages_but_of_latent_space(monkeypatch):
-    """A run draws the pages of Xu et al."""
+    """A run draws every page but those of the latent space."""
     from experiments import mnist
     from planar_vae_jax import pages
 
@@ -146,6 +146,12 @@ def weights(vae, *, seed=0, scale=0.3):
         return (width * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     return jax.tree.map(drawn, jax.eval_shape(vae.init, jax.random.key(0)))
+
+
+def grid(low, high, size):
+    """Points of a square ``[size^2, 2]`` and the area that belongs to each."""
+    axis = np.linspace(low, high, size)
+    return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2), (axis[1] - axis[0]) ** 2
 
 
 def stack(trees):

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     from experiments import mnist
     from planar_vae_jax.runs.config import UsageError
 
-    mnist.draw_pages = mnist.draw_losses = lambda *args: None  # most of the time of a tiny run
+    mnist.draw_pages = mnist.draw_losses = lambda *args: None  # they take most of a tiny run's time
     for flags in sys.argv[2:]:
         try:
             mnist.main(flags.split())

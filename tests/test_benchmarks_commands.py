@@ -19,7 +19,7 @@ TINY = ("--batch_size=8", "--latent=2", "--hidden=4")
 
 @pytest.fixture
 def traced_once(monkeypatch):
-    """The commands' trainings are that one."""
+    """The commands' trainings are ``untrained()``."""
     for benchmark in (accelerator, epoch, time_to_quality):
         monkeypatch.setattr(benchmark, "OurTraining", lambda task, optimizer: untrained())
     for benchmark in (accelerator, time_to_quality):

@@ -1,4 +1,4 @@
-"""The benchmarks of training: ours and PyTorch's are the same training, their race, and each command in a tiny size."""
+"""The benchmarks of training: ours and PyTorch's are the same training, and their race."""
 
 import jax
 import jax.numpy as jnp

@@ -103,7 +103,7 @@ def fit(target, *, flow_length, steps, batch_size, **options):
     @jax.jit
     def go(flow, key):
         state = training.init_state(flow, optimizer)
-        info = training.empty_info(loss, optimizer, state, None, key, steps)
+        info = training.empty_info(loss, state, None, key, steps)
         return training.train_steps(loss, optimizer, state, info, None, None, key, 0, steps)
 
     state, info = go(flow, key)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import grid
 from exact import exactly, to_exact
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,12 +20,6 @@ from planar_vae_jax.distributions import (
     normal_mixture_log_prob,
     standard_normal_log_prob,
 )
-
-
-def grid(low, high, size):
-    """Points of a square ``[size^2, 2]`` and the area that belongs to each."""
-    axis = np.linspace(low, high, size)
-    return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2), (axis[1] - axis[0]) ** 2
 
 
 def rtol(dtype):

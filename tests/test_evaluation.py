@@ -66,7 +66,7 @@ def test_the_nll_is_told_from_a_quarter_and_from_half_of_the_samples_too(model, 
     found = evaluation.nll_by_samples(figures, samples)["nll_by_samples"]
     assert list(found) == counts
     assert found[counts[-1]] == pytest.approx(np.mean(figures.nll), rel=1e-6)
-    for count in counts[::2]:  # in one pass, as if they had been all
+    for count in counts[:-1]:  # in one pass, as if they had been all
         alone = evaluation.marginal_likelihood(vae, params, fixed(images), samples=int(count)).nll
         assert found[count] == pytest.approx(float(np.mean(alone)), rel=1e-5)
 

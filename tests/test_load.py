@@ -109,7 +109,7 @@ def test_codes_of_another_size_are_refused(run):
 
 
 def test_uint8_images_of_zeros_and_ones_are_told_to_be_nearly_black(run, images):
-    with pytest.warns(UserWarning, match="0 to 255, and these are 0 and 1"):
+    with pytest.warns(UserWarning, match="multiply them by 255"):
         run.reconstruct((images > 128).astype(np.uint8))
 
 

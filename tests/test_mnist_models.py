@@ -51,14 +51,16 @@ def test_a_likelihood_of_uint8_images_in_nats_and_bits(images, tmp_path, capsys)
     assert found.params["decode"]["log_scale"].shape == (8, 4)
 
 
-def test_a_density_says_that_it_is_one(images, tmp_path):
+def test_a_density_says_that_it_is_one(images, tmp_path, pages_but_of_latent_space):
     summary = run(images, tmp_path, "--likelihood=gaussian", "--posterior=full", "--amortized")
     assert "density" in summary["nats_of"]
     assert "bits_per_dim" not in summary["test"]
     opened(tmp_path, summary)
 
 
-def test_grey_levels_under_a_bernoulli_decoder_are_called_a_cross_entropy(images, tmp_path, capsys):
+def test_grey_levels_under_a_bernoulli_decoder_are_called_a_cross_entropy(
+    images, tmp_path, capsys, pages_but_of_latent_space
+):
     summary = run(images, tmp_path, "--binarization=none", "--layers=2", "--flows=0", "--posterior=full")
     assert "bounds no likelihood" in summary["nats_of"]
     assert "cross-entropy" in capsys.readouterr().out
@@ -73,7 +75,7 @@ def test_grey_levels_under_a_bernoulli_decoder_are_called_a_cross_entropy(images
     ],
     ids=" ".join,
 )
-def test_convolutions_run(images, tmp_path, flags):
+def test_convolutions_run(images, tmp_path, flags, pages_but_of_latent_space):
     found = opened(tmp_path, run(images, tmp_path, *flags, "--epochs=1", "--classes=1"))
     assert found.config["learning_rate"] == 1e-3
 
@@ -128,7 +130,7 @@ def test_convolutions_refuse_images_that_cannot_be_halved_twice(tmp_path):
     ],
     ids=" ".join,
 )
-def test_images_in_colour(tmp_path, flags):
+def test_images_in_colour(tmp_path, flags, pages_but_of_latent_space):
     colours = write_bars(tmp_path / "colours.npz", (8, 4, 3))
     summary = run(colours, tmp_path / "run", *flags, "--epochs=1")
     found = opened(tmp_path / "run", summary)

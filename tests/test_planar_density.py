@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw
-from test_distributions import grid
+from conftest import assert_trees_close, draw, grid
 
 from planar_vae_jax import Planar, PlanarFlow, init_planar, planar_flow
 from planar_vae_jax.distributions import (
@@ -106,6 +105,15 @@ def test_half_precision_is_computed_in_float32(dtype):
     noise = jnp.ones((4, 2), dtype)
     np.testing.assert_array_equal(flow.transform(noise)[0], wide.transform(noise.astype(jnp.float32))[0])
     assert flow.log_prob(noise).dtype == jnp.float32
+
+
+def test_a_number_is_a_shape_of_samples():
+    flow, key = random_flow(dtype=np.float32), jax.random.key(0)
+    for number in (5, np.int64(5)):
+        np.testing.assert_array_equal(flow.sample(key, number), flow.sample(key, (5,)))
+        assert flow.sample_and_log_prob(key, number)[1].shape == (5,)
+    with pytest.raises(TypeError):
+        flow.sample(key, 2.5)
 
 
 def test_densities_with_a_number_for_a_base_may_be_stacked():

@@ -29,11 +29,11 @@ def images(tmp_path_factory):
 class Processes:
     """The processes of one run."""
 
-    def __init__(self, number, images, workdir, flags="", of_the_last="", devices=1):
+    def __init__(self, number, images, workdir, flags="", of_the_last="", devices=1, module="tests.undrawn mnist"):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "tests.undrawn", "mnist", f"--dataset={images}", *TINY.split()]
+        command = [sys.executable, "-m", *module.split(), f"--dataset={images}", *TINY.split()]
         command += [f"--epochs={EPOCHS}", f"--workdir={workdir}", *flags.split()]
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}"] if number > 1 else []
@@ -135,8 +135,9 @@ def test_a_signal_to_one_process_stops_all_and_nothing_is_lost(images, tmp_path,
     again = Processes(2, images, tmp_path / "run")
     assert again.end() == [0, 0], again.said
     assert_same(tmp_path / "run", whole)
-    figures = Processes(2, images, tmp_path / "run", "--eval_only --nll_samples=8")
+    figures = Processes(2, images, tmp_path / "run", "--eval_only --nll_samples=8", module="experiments.mnist")
     assert figures.end() == [0, 0], figures.said
+    assert (tmp_path / "run" / f"epoch-{EPOCHS}" / "reconstructions.png").exists()  # of process 0
 
 
 @pytest.mark.slow

@@ -78,7 +78,9 @@ def stopped_after(calls, monkeypatch):
         ("density", ("--learn_base", "--anneal_steps=100")),
     ],
 )
-def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(images, tmp_path, monkeypatch, name, flags):
+def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(
+    images, tmp_path, monkeypatch, name, flags, pages_but_of_latent_space
+):
     start(name, images, tmp_path / "whole", *flags)
     for calls in (1, 3, 2):
         with monkeypatch.context() as patch:
@@ -87,6 +89,7 @@ def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(images, tmp_path, mo
                 start(name, images, tmp_path / "run", *flags)
     start(name, images, tmp_path / "run", *flags)
     assert result(tmp_path / "run") == result(tmp_path / "whole")
+    assert result(tmp_path / "run")["figures"]
 
 
 def test_more_epochs_go_on_as_the_longer_run_and_fewer_than_done_are_refused(images, tmp_path):

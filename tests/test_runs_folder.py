@@ -46,8 +46,9 @@ def stopped(_stopped, tmp_path):
     ("flags", "words"),
     [
         (["--seed=1"], ["--seed: 0 there, 1 here"]),
+        (["--seed=1", "--samples=5"], ["--seed: 0 there, 1 here"]),
         (["--rate=0.2", "--classes=0,1"], ["--rate: 0.1 there, 0.2 here", "--classes: None there, 0,1 here"]),
-        (["--samples=5"], ["--samples: 4 there, 5 here", "compute its figures with other flags by --eval_only"]),
+        (["--samples=5"], ["--samples: 4 there, 5 here", "compute these figures of it by --eval_only"]),
         (["--other"], ["other data: examples from here (CRC-32 00000000) there, examples from here (CRC-32 00000001)"]),
         (["--other_valid"], ["other validation images"]),
         (["--other", "--seed=2"], ["--seed: 0 there", "other data"]),
@@ -72,6 +73,7 @@ def test_another_run_is_refused_with_what_differs(stopped, flags, words, finishe
     assert "\n" not in message
     assert str(stopped) in message or "needs" in message or "contradicts" in message
     assert all(word in message for word in words), message
+    assert ("compute these figures" in message) == (flags == ["--samples=5"])
     assert contents(stopped) == before
 
 

@@ -102,6 +102,7 @@ def test_static_images_are_drawn_in_chunks_and_a_run_goes_on_with_another_memory
 ):
     static = ("--binarization=static", "--epochs=1")
     whole = run(places[0], tmp_path / "whole", *static)
+    assert whole["figures"]
     with monkeypatch.context() as patch:
         patch.setattr(fit, "Pace", running.OneStep)
         with running.stopped_after(4), pytest.raises(running.signals.Stopped, match="epoch 0 and 4 steps"):

@@ -72,7 +72,7 @@ def test_gradient_descent_on_a_quadratic_takes_its_known_course():
     optimizer = optax.sgd(rate)
     data = np.broadcast_to(target, (steps, 2))
     state = init_state(jnp.asarray(origin), optimizer)
-    info = empty_info(half_square, optimizer, state, data[0], jax.random.key(0), steps)
+    info = empty_info(half_square, state, data[0], jax.random.key(0), steps)
     order = jnp.arange(steps)  # one example a step
     state, info = compiled(half_square, optimizer)(state, info, data, order, jax.random.key(0), 0, steps)
     distance = (1 - rate) ** np.arange(steps + 1) * np.linalg.norm(origin - target)
@@ -112,7 +112,7 @@ def test_without_data_the_loss_is_given_no_batch_and_draws_by_its_key():
 
     optimizer, key = optax.sgd(0.1), jax.random.key(1)
     state = init_state(jnp.zeros(2), optimizer)
-    info = empty_info(loss, optimizer, state, None, key, 3)
+    info = empty_info(loss, state, None, key, 3)
     state, info = train_steps(loss, optimizer, state, info, None, None, key, 0, 3)
     noise = [jax.random.normal(jax.random.fold_in(key, step)) for step in range(3)]
     np.testing.assert_allclose(state.params, -0.1 * np.sum(noise) * np.ones(2), rtol=1e-5)
@@ -213,7 +213,7 @@ def test_pieces_of_any_length_are_one_program_and_the_same_epoch_bit_for_bit(cut
 def test_a_piece_of_no_steps_changes_nothing_and_empty_info_is_finite():
     key = jax.random.key(0)
     state = init_state(jnp.asarray(PARAMS), ADAM)
-    info = empty_info(noisy, ADAM, state, SHAPE, key, STEPS)
+    info = empty_info(noisy, state, SHAPE, key, STEPS)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(info))  # else JAX_DEBUG_NANS stops at them
     assert_same_bits(compiled()(state, info, DATA, jnp.zeros((STEPS, BATCH), jnp.int32), key, 2, 2), (state, info))
 

@@ -53,7 +53,7 @@ def test_vmap_over_seeds_adds_no_selects():
 
     def piece(bound):
         state = init_state(jnp.asarray(PARAMS), ADAM)
-        info = empty_info(noisy, ADAM, state, SHAPE, key, STEPS)
+        info = empty_info(noisy, state, SHAPE, key, STEPS)
         return lambda key: train_steps(
             noisy, ADAM, state, info, jnp.asarray(DATA), jnp.zeros((STEPS, BATCH), int), key, 0, bound
         )

@@ -65,7 +65,7 @@ def assert_same_bits(actual, desired):
 def an_epoch(key, *cuts, number=0, state=None):
     """Its steps, in pieces."""
     state = init_state(jnp.asarray(PARAMS), ADAM) if state is None else state
-    info = empty_info(noisy, ADAM, state, SHAPE, key, STEPS)
+    info = empty_info(noisy, state, SHAPE, key, STEPS)
     order_key, steps_key = epoch_keys(key, number)
     order = epoch_order(order_key, SIZE, BATCH)
     for start, stop in zip((0, *cuts), (*cuts, STEPS), strict=True):

@@ -1,4 +1,4 @@
-"""``python -m tests.undrawn EXPERIMENT FLAGS``: an experiment without its pages, most of the time of a tiny run."""
+"""``python -m tests.undrawn EXPERIMENT FLAGS``: an experiment without pages, which take most of a tiny run's time."""
 
 import importlib
 import sys

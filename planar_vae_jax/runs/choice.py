@@ -119,7 +119,7 @@ def time_seeds(
         state = training.init_state(params, optimizer)
         order, steps_key = compiled.begin_epoch(size, batch_size, steps_per_epoch, key, 0)
         batch = jax.eval_shape(lambda: compiled.take_batch(data, order, 0))
-        info = training.empty_info(loss, optimizer, state, batch, key, steps_per_epoch)
+        info = training.empty_info(loss, state, batch, key, steps_per_epoch)
         return state, info, order, steps_key
 
     def timed(devices: Devices, steps: Callable[..., Any], begun: tuple[Any, ...]) -> Callable[[int], float]:

@@ -161,7 +161,7 @@ class Loop:
         self._steps = under(functools.partial(compiled.train_steps, loss, optimizer))
         self.feed = chunks.feed(self.devices.replicate(data), lambda epoch: begin(self.key, epoch), batch_size, epochs)
         self.empty = self.devices.replicate(
-            training.empty_info(loss, optimizer, self.state, self.feed.batch, key, epochs.steps_per_epoch)
+            training.empty_info(loss, self.state, self.feed.batch, key, epochs.steps_per_epoch)
         )
         self.info = self.empty
 

@@ -194,7 +194,7 @@ class RunFolder:
         differences = self._differences(stored, self.eval_only)
         if differences:
             again = self.config.drawn_again and not self._differences(stored, True)
-            figures = "compute its figures with other flags by --eval_only, " if again else ""
+            figures = "compute these figures of it by --eval_only, " if again else ""
             told = f"holds another run ({'; '.join(differences)}); {figures}{self._otherwise()}"
             raise UsageError(f"--workdir={self._named} {told}")
         return stored
@@ -204,7 +204,7 @@ class RunFolder:
         return "name another" if self.eval_only else "name another, or move it aside by --overwrite"
 
     def _differences(self, stored: dict[str, Any], but_figures: bool) -> list[str]:
-        """What makes the stored run, or all of it ``but_figures``, another one: ``--flag: theirs there, ours here``."""
+        """What makes the stored run (``but_figures``: them left aside) another, ``--flag: theirs there, ours here``."""
         ours = self._description
         if stored["experiment"] != ours["experiment"]:
             return [f"experiments.{stored['experiment']}, not {ours['experiment']}"]

@@ -58,7 +58,7 @@ def read_checkpoint(
         which: a step; "latest": the newest that is whole; "best": of those that are there, that of the lowest score.
         warn: is given a line for each damaged checkpoint that is passed over.
         check: is given the leaves that are read; a ``ValueError`` of its makes that checkpoint a damaged one.
-        name: a step in people's words.
+        name: a step in people's words, for ``warn``.
 
     Raises:
         NoCheckpointError: there is none.

@@ -29,10 +29,13 @@ class EarlyStopping:
         self._forget()
 
     def _forget(self) -> None:
-        self._seen, self._best, self._lowest = 0, 0, math.inf  # so that lines that grow are looked at once each
+        self._seen, self._best, self._lowest = 0, 0, math.inf
 
     def best(self, lines: Lines) -> int:
-        """The epochs done when the score was lowest, the first of equals; 0 where there is none."""
+        """The epochs done when the score was lowest, the first of equals; 0 where there is none.
+
+        Each line is looked at once: ``lines`` are those of the last call and more, or fewer, which are read anew.
+        """
         if len(lines) < self._seen:
             self._forget()
         for line in lines[self._seen :]:
@@ -106,7 +109,7 @@ def _stored(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping) -> 
     return params, {"step": found.step, "final": final, "seconds": seconds, "epoch": done, "lines": kept}
 
 
-def _read(run: RunFolder, which: str, name: Callable[[int], str] = str) -> Stored:
+def _read(run: RunFolder, which: str, name: Callable[[int], str] = "step {}".format) -> Stored:
     folder = run.workdir / "checkpoints"
     return reading.read_checkpoint(folder, which, warn=warn, check=reading.check_finite, name=name)
 

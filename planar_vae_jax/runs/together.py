@@ -78,7 +78,8 @@ def fit_together(
     with contextlib.ExitStack() as stack:
         for run, params, key in seeds:
             run.sharing = len(seeds)
-            checkpoints, early = stack.enter_context(open_checkpoints(run, epochs)), EarlyStopping(score, patience)
+            checkpoints = stack.enter_context(open_checkpoints(run, epochs))
+            early = EarlyStopping(score, patience)
             loops.append(Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints, early))
             loops[-1].begin_or_go_on()
         group = _Group(loops, loss, optimizer, data)
