@@ -16,6 +16,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from undrawn import undraw
 
 from planar_vae_jax import Planar
 
@@ -70,31 +71,23 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True, scope="session")
 def undrawn():
     """Runs of ``experiments.mnist`` in this process draw nothing, as it takes a second or more; :func:`pages` draws."""
-    from experiments import mnist
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_pages", "draw_losses"):
-            patch.setattr(mnist, name, lambda *args: None)
-        yield
+    undraw()
 
 
 @pytest.fixture
-def pages_but_of_latent_space(monkeypatch):
-    """A run draws every page but those of the latent space."""
+def pages(monkeypatch):
+    """A run draws every page."""
     from experiments import mnist
     from planar_vae_jax import pages
 
     for name in ("draw_pages", "draw_losses"):
         monkeypatch.setattr(mnist, name, getattr(pages, name))
-    monkeypatch.setattr(pages, "draw_latent_space", lambda *args: None)
 
 
 @pytest.fixture
-def pages(pages_but_of_latent_space, monkeypatch):
-    """A run draws every page."""
-    from planar_vae_jax import latent_pages, pages
-
-    monkeypatch.setattr(pages, "draw_latent_space", latent_pages.draw_latent_space)
+def pages_but_of_latent_space(pages, monkeypatch):
+    """A run draws every page but those of the latent space."""
+    monkeypatch.setattr("planar_vae_jax.pages.draw_latent_space", lambda *args: None)
 
 
 @pytest.fixture

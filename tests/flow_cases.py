@@ -24,8 +24,8 @@ each_method = pytest.mark.parametrize("method", METHODS)
 each_h = pytest.mark.parametrize("h", sorted(EXACT_NONLINEARITIES))
 
 
-def draws(dim, flow_length, dtype=np.float64):
-    return [draw(dim, flow_length, scale=scale, seed=seed, dtype=dtype) for seed, scale in enumerate(SCALES)]
+def draws(dim, flow_length, dtype=np.float64, *, scales=SCALES):
+    return [draw(dim, flow_length, scale=scale, seed=seed, dtype=dtype) for seed, scale in enumerate(scales)]
 
 
 def objective(params: Planar, z0, *, h: str, method: str | None):

@@ -26,11 +26,11 @@ def write_bars(path, shape=SHAPE):
     return path
 
 
-def write_noise(path):
-    """74 training and 30 test images of 5 x 4 pixels."""
-    generator = np.random.default_rng(0)
-    splits = {name: generator.integers(0, 256, (size, 5, 4), np.uint8) for name, size in (("train", 74), ("test", 30))}
-    np.savez(path, **{f"x_{name}": split for name, split in splits.items()})
+def write_noise(path, train=TRAIN, shape=SHAPE, **labels):
+    """Images that hold nothing to learn; ``labels``: ``y_train``, ``y_test``."""
+    generator, sizes = np.random.default_rng(0), {"x_train": train, "x_test": TEST}
+    images = {name: generator.integers(0, 256, (size, *shape), np.uint8) for name, size in sizes.items()}
+    np.savez(path, **images, **labels)
     return path
 
 

@@ -19,7 +19,7 @@ TINY = "--epochs=2 --hidden=8 --latent=6 --batch_size=16 --nll_samples=4 --flows
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz")
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz", train=74, shape=(5, 4))
 
 
 def run(there, images, *runs):

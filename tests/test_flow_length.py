@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from image_runs import SHAPE, TEST, TRAIN
+from image_runs import SHAPE, TRAIN, write_noise
 
 from experiments import flow_length, mnist
 from planar_vae_jax import load_run, plotting, published
@@ -31,13 +31,8 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Images of three classes: two of class 0 are tested, many of class 1."""
-    generator, sizes = np.random.default_rng(0), {"train": TRAIN, "test": TEST}
-    arrays = {f"x_{split}": generator.integers(0, 256, (size, *SHAPE), np.uint8) for split, size in sizes.items()}
-    arrays["y_train"] = (np.arange(TRAIN) % 3).astype(np.uint8)
-    arrays["y_test"] = np.array([0] * 2 + [1] * 17 + [2] * 11, np.uint8)
-    path = tmp_path_factory.mktemp("data") / "noise.npz"
-    np.savez(path, **arrays)
-    return path
+    y_train, y_test = (np.arange(TRAIN) % 3).astype(np.uint8), np.array([0] * 2 + [1] * 17 + [2] * 11, np.uint8)
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz", y_train=y_train, y_test=y_test)
 
 
 def arguments(images, workdir, *flags):

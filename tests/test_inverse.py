@@ -6,11 +6,12 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import draw, precision, stack
+from conftest import draw, grid, precision, stack
+from flow_cases import compiled, each_h, exact_values
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from inverse_cases import amplification, draws, each_h, each_shape, exact_forward, forward, inverse, jacobians
+from inverse_cases import amplification, draws, each_shape, inverse, jacobians
 
 from planar_vae_jax import Planar, inverse_planar_flow, planar_flow
 
@@ -18,12 +19,12 @@ from planar_vae_jax import Planar, inverse_planar_flow, planar_flow
 @each_shape
 def test_round_trips_return_to_the_event_and_the_log_dets_cancel(dim, flow_length, h, x64):
     for params, z0 in draws(dim, flow_length):
-        zK, log_det = forward(h)(params, z0)
+        zK, log_det = compiled(h, "scan")(params, z0)
         back, inverse_log_det = inverse(h)(params, zK)
         np.testing.assert_allclose(back, z0, rtol=0, atol=1e-10)
         np.testing.assert_allclose(inverse_log_det, -log_det, rtol=0, atol=1e-10)
         z, log_det = inverse(h)(params, z0)
-        again, forward_log_det = forward(h)(params, z)
+        again, forward_log_det = compiled(h, "scan")(params, z)
         np.testing.assert_allclose(again, z0, rtol=0, atol=1e-10)
         np.testing.assert_allclose(log_det, -forward_log_det, rtol=0, atol=1e-10)
 
@@ -34,7 +35,7 @@ def test_the_pre_image_is_sent_back_by_exact_arithmetic(dim, flow_length, h, dty
     for params, zK in draws(dim, flow_length, dtype)[:3]:
         z0, log_det = inverse(h)(params, zK)
         assert z0.dtype == log_det.dtype == dtype
-        exact_zK, exact_log_det = exact_forward(params, z0, h)
+        exact_zK, exact_log_det = exact_values(params, z0, h)
         tolerance = 8 * np.finfo(dtype).eps * min(amplification(params), 1e3)
         np.testing.assert_allclose(exact_zK, zK, rtol=0, atol=tolerance)
         # log_det belongs to the exact pre-image; z0 is off from it by the inverse Jacobian.
@@ -46,7 +47,7 @@ def test_the_pre_image_is_sent_back_by_exact_arithmetic(dim, flow_length, h, dty
 def test_float32_round_trip_is_bounded_by_the_conditioning_of_the_map(h):
     for params, z0 in draws(2, 3, np.float32)[:3]:
         with precision(np.float32):
-            zK, _ = forward(h)(params, z0)
+            zK, _ = compiled(h, "scan")(params, z0)
             back, _ = inverse(h)(params, zK)
         with precision(np.float64):
             params, z0 = jax.tree.map(lambda leaf: leaf.astype(np.float64), (params, z0))
@@ -60,7 +61,7 @@ def test_float32_round_trip_is_bounded_by_the_conditioning_of_the_map(h):
 @pytest.mark.parametrize(("dim", "flow_length"), [(784, 16), (16, 256), (3, 0)])
 def test_round_trip_in_large_dimensions_in_long_flows_and_without_layers(dim, flow_length, x64):
     params, z0 = draw(dim, flow_length, scale=0.5, seed=3)
-    zK, log_det = forward("tanh")(params, z0)
+    zK, log_det = compiled("tanh", "scan")(params, z0)
     back, inverse_log_det = inverse("tanh")(params, zK)
     np.testing.assert_allclose(back, z0, rtol=0, atol=1e-10)
     np.testing.assert_allclose(inverse_log_det, -log_det, rtol=0, atol=1e-10)
@@ -88,7 +89,7 @@ def test_a_flow_with_u_0_is_its_own_inverse(h, dtype):
 def test_any_event_has_a_pre_image_that_the_flow_sends_back_to_it(u, w, b, zK, h, x64):
     params = Planar(u, w, b)
     z0, log_det = inverse(h)(params, zK)
-    again, forward_log_det = forward(h)(params, z0)
+    again, forward_log_det = compiled(h, "scan")(params, z0)
     scale = (1 + np.max(np.abs(zK))) * amplification(params)
     np.testing.assert_allclose(again, zK, rtol=0, atol=1e-14 * scale)
     # Beside a hyperplane log_det magnifies rounding by 1/sqrt(m), m >= e^-8 a layer here, three layers deep.
@@ -137,17 +138,15 @@ def test_vmap_of_the_inverse_equals_stacking(amortized, x64):
 @each_h
 def test_a_density_evaluated_through_the_inverse_integrates_to_one(h, x64):
     params, _ = draw(2, 3, seed=7)
-    axis = np.linspace(-12.0, 12.0, 401)
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    points, area = grid(-12.0, 12.0, 401)
     function = functools.partial(inverse_planar_flow, h=h)
-    z0, log_det = jax.jit(jax.vmap(function, in_axes=(None, 0)))(params, grid)
+    z0, log_det = jax.jit(jax.vmap(function, in_axes=(None, 0)))(params, points)
     density = np.exp(-0.5 * np.sum(np.square(z0), axis=-1) - math.log(2 * math.pi) + log_det)
-    spacing = axis[1] - axis[0]
-    assert np.sum(density) * spacing**2 == pytest.approx(1.0, abs=1e-6 if h == "tanh" else 1e-3)
+    assert np.sum(density) * area == pytest.approx(1.0, abs=1e-6 if h == "tanh" else 1e-3)
     # It is the density of the pushed-forward samples: the same first moment.
     samples = np.random.default_rng(0).normal(size=(40_000, 2))
     pushed, _ = jax.jit(jax.vmap(functools.partial(planar_flow, h=h), in_axes=(None, 0)))(params, samples)
-    mean = np.sum(density[:, None] * grid, axis=0) * spacing**2
+    mean = np.sum(density[:, None] * points, axis=0) * area
     standard_error = np.std(pushed, axis=0) / math.sqrt(len(samples))
     np.testing.assert_array_less(np.abs(np.mean(pushed, axis=0) - mean), 5 * standard_error)
 

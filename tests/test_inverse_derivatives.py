@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import assert_trees_close, draw
 from exact import EXACT_NONLINEARITIES
-from inverse_cases import amplification, draws, each_h, each_shape, inverse, jacobians
+from flow_cases import each_h
+from inverse_cases import amplification, draws, each_shape, inverse, jacobians
 
 from planar_vae_jax import Planar, inverse_planar_flow, planar_flow
 from planar_vae_jax.inverse import solve_preactivation

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from exact import EXACT_NONLINEARITIES, exactly, to_exact
-from inverse_cases import each_h
+from flow_cases import each_h
 
 from planar_vae_jax.inverse import MAX_ITERATIONS, newton, solve_preactivation
 from planar_vae_jax.nonlinearities import NONLINEARITIES

@@ -7,9 +7,7 @@ import pytest
 from conftest import assert_trees_close, draw, grid
 
 from planar_vae_jax import Planar, PlanarFlow, init_planar, planar_flow
-from planar_vae_jax.distributions import (
-    normal_log_prob,
-)
+from planar_vae_jax.distributions import normal_log_prob
 
 
 def random_flow(flows=(), base=(), dim=3, dtype=np.float64):

@@ -23,7 +23,7 @@ EPOCHS = 8
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz")
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz", train=74, shape=(5, 4))
 
 
 class Processes:

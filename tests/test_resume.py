@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_runs import SHAPE, TEST, TRAIN
+from image_runs import TEST, TRAIN, write_noise
 
 from experiments import density, mnist
 from planar_vae_jax import evaluation, load_run
@@ -33,12 +33,10 @@ def few_samples(monkeypatch):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    generator, sizes = np.random.default_rng(0), {"train": TRAIN, "test": TEST}
-    arrays = {f"x_{split}": generator.integers(0, 256, (size, *SHAPE), np.uint8) for split, size in sizes.items()}
-    arrays |= {f"y_{split}": (np.arange(size) % 3).astype(np.uint8) for split, size in sizes.items()}
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, **arrays)
-    return path
+    labels = {
+        f"y_{split}": (np.arange(size) % 3).astype(np.uint8) for split, size in (("train", TRAIN), ("test", TEST))
+    }
+    return write_noise(tmp_path_factory.mktemp("data") / "images.npz", **labels)
 
 
 def start(name, images, workdir, *flags):

@@ -6,12 +6,7 @@ import numpy as np
 import optax
 from training_cases import ADAM, BATCH, DATA, PARAMS, SHAPE, STEPS, noisy
 
-from planar_vae_jax.training import (
-    empty_info,
-    init_state,
-    train,
-    train_steps,
-)
+from planar_vae_jax.training import empty_info, init_state, train, train_steps
 
 
 def over_seeds(key):

@@ -1,12 +1,24 @@
-"""``python -m tests.undrawn EXPERIMENT FLAGS``: an experiment without pages, which take most of a tiny run's time."""
+"""Runs of ``experiments.mnist`` without pages, which take most of a tiny run's time.
+
+    python -m tests.undrawn EXPERIMENT FLAGS
+
+is ``python -m experiments.EXPERIMENT FLAGS`` without them.
+"""
 
 import importlib
 import sys
 
-if __name__ == "__main__":
+
+def undraw():
+    """From now on, runs in this process draw none."""
     from experiments import mnist
-    from planar_vae_jax.runs.console import run_main
 
     mnist.draw_pages = mnist.draw_losses = lambda *args: None
+
+
+if __name__ == "__main__":
+    from planar_vae_jax.runs.console import run_main
+
+    undraw()
     experiment = importlib.import_module(f"experiments.{sys.argv.pop(1)}")
     run_main(experiment.main)

@@ -99,10 +99,7 @@ class Checkpoints:
             found, damaged = reading.newest_whole(self.directory, lambda step: self._read(step, like))
         except NoCheckpointError:
             return None
-        for step, reason in damaged.items():
-            self._warn(
-                reading.told_damaged(self.directory / str(step), self._name(step), reason, self._name(found.step))
-            )
+        reading.tell_damaged(self.directory, damaged, found.step, self._warn, self._name)
         self._damaged = list(damaged)
         return found
 

@@ -118,7 +118,7 @@ def fit(
     last, state = run.devices.local((loop.evaluated(), loop.state))
     if not patience:
         return Fitted(last, state, loop.lines, loop.done.epoch, False)
-    best, epoch = best_state(run, params)
+    best, epoch = best_state(run, epochs, params)
     print(f"best {score}: after {epochs.name(epochs.end(epoch))} of {epochs.name(loop.step)}", flush=True)
     return Fitted(best, state, loop.lines, epoch, early.over(loop.lines))
 

@@ -73,8 +73,7 @@ def read_checkpoint(
 
     if which == "latest":
         found, damaged = newest_whole(directory, checked)
-        for step, reason in damaged.items():
-            warn(told_damaged(directory / str(step), name(step), reason, name(found.step)))
+        tell_damaged(directory, damaged, found.step, warn, name)
         return found
     chosen = best(scores(directory)) if which == "best" else int(which)
     if chosen is None:
@@ -83,9 +82,12 @@ def read_checkpoint(
         return checked(chosen)
 
 
-def told_damaged(path: Path, name: str, reason: str, instead: str) -> str:
-    """A line on a checkpoint that is passed over."""
-    return f"checkpoint {path} ({name}) is damaged ({reason}): {instead} is used instead"
+def tell_damaged(
+    directory: Path, damaged: dict[int, str], used: int, warn: Callable[[str], object], name: Callable[[int], str]
+) -> None:
+    """A line for each checkpoint that is passed over (:func:`newest_whole`)."""
+    for step, reason in damaged.items():
+        warn(f"checkpoint {directory / str(step)} ({name(step)}) is damaged ({reason}): {name(used)} is used instead")
 
 
 def check_finite(leaves: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Early stopping, and which state a run's figures are of: the last, or with early stopping the best."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from planar_vae_jax.runs import leaves, reading
@@ -62,11 +62,11 @@ class Chosen(NamedTuple):
     lines: list[dict[str, Any]]  # of metrics.jsonl
 
 
-def best_state(run: RunFolder, like: Any) -> tuple[Any, int]:
+def best_state(run: RunFolder, epochs: Epochs, like: Any) -> tuple[Any, int]:
     """The parameters of the checkpoint with the lowest score, and the epochs done then."""
 
     def read() -> tuple[Any, int]:
-        found = _read(run, "best")
+        found = _read(run, epochs, "best")
         return _params(run, found, like), _epochs_done(found)
 
     return read_together(read, like)
@@ -89,9 +89,9 @@ def _stored(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping) -> 
     if which == "best" and early.score is None:
         raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
     try:
-        found = newest = _read(run, which, epochs.name)
+        found = newest = _read(run, epochs, which)
         if early.patience and which == "best":
-            newest = _read(run, "latest", epochs.name)
+            newest = _read(run, epochs, "latest")
     except NoCheckpointError:
         raise UsageError(
             f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {workdir} has none yet"
@@ -109,9 +109,9 @@ def _stored(run: RunFolder, epochs: Epochs, like: Any, early: EarlyStopping) -> 
     return params, {"step": found.step, "final": final, "seconds": seconds, "epoch": done, "lines": kept}
 
 
-def _read(run: RunFolder, which: str, name: Callable[[int], str] = "step {}".format) -> Stored:
+def _read(run: RunFolder, epochs: Epochs, which: str) -> Stored:
     folder = run.workdir / "checkpoints"
-    return reading.read_checkpoint(folder, which, warn=warn, check=reading.check_finite, name=name)
+    return reading.read_checkpoint(folder, which, warn=warn, check=reading.check_finite, name=epochs.name)
 
 
 def _epochs_done(found: Stored) -> int:
