@@ -46,7 +46,12 @@ class Images(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "Images":
         """Some of them."""
-        return Images(self.pixels[rows], self.keys[rows])
+        return _taken(self, rows)
+
+
+@jax.jit
+def _taken(images: Images, rows: jax.Array) -> Images:
+    return jax.tree.map(lambda leaf: leaf[rows], images)
 
 
 def fixed_key() -> jax.Array:
@@ -63,7 +68,7 @@ def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization
         split: ``"train"``, ``"valid"`` or ``"test"``.
         binarization: one of ``BINARIZATIONS``; ``dynamic`` and ``static`` are the same here.
     """
-    return _fixed_images(jnp.asarray(images), jnp.asarray(index, jnp.uint32), _SPLITS.index(split), binarization)
+    return _fixed_images(images, np.asarray(index, np.uint32), _SPLITS.index(split), binarization)
 
 
 @functools.partial(jax.jit, static_argnames=("split", "binarization"))

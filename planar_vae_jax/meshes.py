@@ -76,7 +76,7 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
 
 def _put(leaf: Any, mesh: Mesh | None) -> jax.Array:
     if mesh is None:
-        return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf)
     sharding = NamedSharding(mesh, PartitionSpec())
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
@@ -100,7 +100,7 @@ def _stack(leaves: Sequence[Any], mesh: Mesh | None) -> jax.Array:
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaves[0]))
     array = np.stack([np.asarray(leaf) for leaf in leaves])
     if mesh is None:
-        return jnp.asarray(array)
+        return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, NamedSharding(mesh, PartitionSpec(AXIS)), lambda part: array[part])
 
 

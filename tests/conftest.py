@@ -68,6 +68,12 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def pytest_sessionfinish():
+    """What pytest collects at its end, five times over, is not all that JAX has kept."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def undrawn():
     """Runs of ``experiments.mnist`` in this process draw nothing, as it takes a second or more; :func:`pages` draws."""

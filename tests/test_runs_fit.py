@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from jax.experimental.compilation_cache import compilation_cache
 from running import Disk, Killed, OneStep, contents, result, start, steps, stop, stopped_after
 
 from planar_vae_jax import training
@@ -271,30 +270,3 @@ def test_the_results_do_not_depend_on_the_pace(tmp_path, whole, monkeypatch):
     monkeypatch.undo()
     start(tmp_path)
     assert result(tmp_path) == whole()
-
-
-@pytest.fixture
-def programs(tmp_path):
-    """The folder of an empty compilation cache that keeps everything."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path / "programs"), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    jax.clear_caches()
-    yield tmp_path / "programs"
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-def test_a_second_run_compiles_nothing(tmp_path, programs):
-    kept = []
-    for seed, epochs, answers in ((0, 3, 6), (1, 4, 9)):
-        flags = (f"--seed={seed}", f"--epochs={epochs}")
-        stop(tmp_path / str(seed), answers, *flags)
-        start(tmp_path / str(seed), *flags)
-        jax.clear_caches()  # as a new process
-        kept.append({path.name for path in programs.glob("*-cache")})
-    assert len(kept[0]) > 5
-    assert kept[0] == kept[1]

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 # Python's own numbers, by the names of theirs that are no NumPy dtypes
@@ -64,7 +63,12 @@ def _like(found: Any, leaf: Any) -> Any:
         return found[()]
     if isinstance(leaf, np.ndarray) or not isinstance(found, np.ndarray):
         return found
-    return jnp.array(found) if jax.dtypes.canonicalize_dtype(found.dtype) == found.dtype else found
+    return _on_device(found) if jax.dtypes.canonicalize_dtype(found.dtype) == found.dtype else found
+
+
+def _on_device(found: np.ndarray) -> jax.Array:
+    """As an array of JAX's own; ``jnp.asarray`` would compile a program for each shape."""
+    return jax.device_put(found, may_alias=False)
 
 
 def fill_params(leaves: dict[str, Any], like: Any) -> Any:
@@ -86,7 +90,7 @@ def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
         if name not in by_name or np.shape(by_name[name]) != np.shape(leaf):
             came = list(np.shape(by_name[name])) if name in by_name else "nothing"
             raise ValueError(f"wanted {name} {list(np.shape(leaf))}; got {came}")
-        return jnp.asarray(by_name[name])
+        return _on_device(by_name[name])
 
     return jax.tree_util.tree_map_with_path(take, like)
 
@@ -143,7 +147,7 @@ def _layout(dtype: str, shape: list[int]) -> tuple[tuple[int, ...], np.dtype]:
 
 def _restored(array: np.ndarray, dtype: str) -> Any:
     if dtype in _KEYS:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=_KEYS[dtype][0])
+        return jax.random.wrap_key_data(_on_device(array), impl=_KEYS[dtype][0])
     return _NUMBERS[dtype][0](array[()]) if dtype in _NUMBERS else array
 
 

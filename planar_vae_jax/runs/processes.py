@@ -209,7 +209,7 @@ def arrays_of_first(tree: Any) -> Any:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     plain = [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
-    shared = [jnp.asarray(leaf) for leaf in _broadcast(plain)]
+    shared = jax.device_put(_broadcast(plain))
     kept = [
         jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
         for new, old in zip(shared, leaves, strict=True)
