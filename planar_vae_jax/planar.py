@@ -25,6 +25,7 @@ from planar_vae_jax.amortized import amortized_layers
 from planar_vae_jax.constraint import Constrained, constrain
 from planar_vae_jax.gram import gram_layers
 from planar_vae_jax.inverse import solve_preactivation
+from planar_vae_jax.layouts import kept, recomputed
 from planar_vae_jax.log_slope import sum_log_slopes
 from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
 
@@ -262,9 +263,9 @@ def _scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[
 
     def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
         a = _dot(one.w, z) + one.b
-        return _add(z, nonlinearity.value(a), one), a
+        return _add(z, kept(nonlinearity.value(a)), one), a
 
-    z, a = lax.scan(layer, _split(z0), layers)
+    z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers))
     return _join(z), _log_det(nonlinearity, a, nonlinearity.value(a), layers)
 
 
@@ -273,7 +274,7 @@ def _inverse_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Array) -
         a = solve_preactivation(nonlinearity, _dot(one.w, z) + one.b, one.constrained.m)
         return _add(z, -nonlinearity.value(a), one), a
 
-    z, a = lax.scan(layer, _split(zK), layers, reverse=True)
+    z, a = lax.scan(layer, _split(zK), _by_coordinate(layers), reverse=True)
     return _join(z), -_log_det(nonlinearity, a, nonlinearity.value(a), layers)
 
 
@@ -282,6 +283,12 @@ def _inverse_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Array) -
 
 def _split(z: jax.Array) -> Any:
     return z if z.shape[-1] > NARROW else [z[..., d] for d in range(z.shape[-1])]
+
+
+def _by_coordinate(layers: Prepared) -> Any:
+    """Layers whose vectors are split as ``z`` is: what reverse mode needs of a layer is then an array that exists."""
+    u_hat = _split(layers.constrained.u_hat)
+    return layers._replace(w=_split(layers.w), constrained=layers.constrained._replace(u_hat=u_hat))
 
 
 def _join(z: Any) -> jax.Array:
