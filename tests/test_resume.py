@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
 
 ROOT = Path(__file__).parents[1]
-MNIST = ("--epochs=3", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2")  # 5 steps each
+# One model, so that all is compiled once; it learns noise by heart.
+MNIST = ("--objective=reconstruction", "--optimizer=schedule_free", "--learning_rate=0.03", "--clip_norm=1")
+MNIST += ("--amortized", "--flows=2", "--hidden=64", "--latent=4", "--batch_size=16", "--nll_samples=4")
+MNIST += ("--validation=20", "--epochs=3")  # 4 steps each
 DENSITY = ("--flows=2", "--steps=200", "--batch_size=32", "--checkpoint_every=10")
 
 
@@ -37,6 +41,15 @@ def images(tmp_path_factory):
         f"y_{split}": (np.arange(size) % 3).astype(np.uint8) for split, size in (("train", TRAIN), ("test", TEST))
     }
     return write_noise(tmp_path_factory.mktemp("data") / "images.npz", **labels)
+
+
+@pytest.fixture(scope="module")
+def images_to_train_on(images, tmp_path_factory):
+    """Those without the 20 for validation."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    with np.load(images) as arrays:
+        np.savez(path, **{name: array[20:] if "train" in name else array for name, array in arrays.items()})
+    return path
 
 
 def start(name, images, workdir, *flags):
@@ -72,7 +85,7 @@ def stopped_after(calls, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("mnist", ("--amortized", "--validation=20", "--clip_norm=1", "--epochs=2")),
+        ("mnist", ("--epochs=2",)),
         ("density", ("--learn_base", "--anneal_steps=100")),
     ],
 )
@@ -103,8 +116,8 @@ def figures(workdir):
     return json.loads((workdir / "summary.json").read_text())["test"]
 
 
-def test_eval_only_with_other_importance_samples_changes_the_nll_alone(images, tmp_path):
-    start("mnist", images, tmp_path)
+def test_eval_only_with_other_importance_samples_changes_the_nll_alone(images_to_train_on, tmp_path):
+    start("mnist", images_to_train_on, tmp_path, "--validation=0")
     before = figures(tmp_path)
     mnist.main([f"--workdir={tmp_path}", "--eval_only", "--nll_samples=40"])
     (folder,) = (path for path in tmp_path.iterdir() if path.name.startswith("epoch-"))
@@ -117,17 +130,7 @@ def test_eval_only_with_other_importance_samples_changes_the_nll_alone(images, t
 
 def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
     # Noise is learned by heart: from some epoch on, validation images get worse.
-    start(
-        "mnist",
-        images,
-        tmp_path,
-        "--validation=20",
-        "--objective=reconstruction",
-        "--hidden=64",
-        "--latent=8",
-        "--epochs=25",
-        "--learning_rate=0.01",
-    )
+    start("mnist", images, tmp_path, "--epochs=25")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     best = 1 + int(np.argmin([line["validation_loss"] for line in lines]))
     assert best < len(lines)
@@ -137,8 +140,7 @@ def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
 
 
 def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_patience(images, tmp_path, capsys):
-    flags = ("--validation=20", "--objective=reconstruction", "--hidden=64", "--latent=8", "--learning_rate=0.01")
-    flags += ("--checkpoint_every=100", "--epochs=60")
+    flags = ("--checkpoint_every=100", "--epochs=60")
     start("mnist", images, tmp_path, *flags, "--patience=2")
     found = json.loads((tmp_path / "summary.json").read_text())
     assert (found["stopped_early"], found["patience"]) == (True, 2)
@@ -155,7 +157,22 @@ def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_p
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
 
 
-def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path, pages):
+# The experiment's own command, but for several runs in turn.
+IN_TURN = """
+import os
+from experiments import mnist
+from planar_vae_jax.runs.console import run_main
+
+def main(argv):
+    for flags in argv:
+        mnist.main(flags.split())
+        print("programs:", len(os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"])), flush=True)
+
+run_main(main)
+"""
+
+
+def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path):
     cache = tmp_path / "cache"
     environment = {
         **os.environ,
@@ -164,41 +181,41 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
-    def process(name, *flags):
-        command = [
-            sys.executable,
-            "-m",
-            "experiments.mnist",
-            *MNIST,
-            "--latent=3",
-            f"--dataset={images}",
-            f"--workdir={tmp_path / name}",
-        ]
-        return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    def flags(name, *more):
+        return [*MNIST, f"--dataset={images}", f"--workdir={tmp_path / name}", *more]
 
-    def end(run, status=0):
-        _, errors = run.communicate(timeout=300)
-        assert run.returncode == status, errors
+    def process(*arguments):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
 
-    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
-        run = process("run", "--epochs=20000")
-        done = 0 if number == signal.SIGKILL else int(list_steps(tmp_path / "run")[-1])
+    def stopped_by(number, run, steps):
+        """What it said before this signal, which comes after so many steps."""
         deadline = time.monotonic() + 300
-        while not any(step > done + 10 for step in list_steps(tmp_path / "run")):
-            assert run.poll() is None
+        while newest_step(tmp_path / "run") < steps:
+            assert run.poll() is None, run.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         run.send_signal(number)
-        end(run, status)
-    reached = list_steps(tmp_path / "run")[-1] // 5 + 1
-    end(process("run", f"--epochs={reached}"))
-    entries = len(list(cache.iterdir()))
-    end(process("other", "--seed=1"))
-    assert len(list(cache.iterdir())) == entries
-    start("mnist", images, tmp_path / "in-one-go", "--latent=3", f"--epochs={reached}")
+        return run.communicate(timeout=300)[0]
+
+    endless = flags("run", "--epochs=20000")
+    run = process("-m", "experiments.mnist", *endless)
+    stopped_by(signal.SIGKILL, run, steps=11)
+    assert run.returncode == -signal.SIGKILL
+    killed_at = newest_step(tmp_path / "run")
+    run = process("-c", IN_TURN, *(" ".join(one) for one in (flags("0"), flags("1", "--seed=1"), endless)))
+    said = stopped_by(signal.SIGTERM, run, steps=killed_at + 11)
+    assert run.returncode == 128 + signal.SIGTERM
+    programs = re.findall("programs: .*", said)  # with both processes' and every page's
+    assert programs == programs[:1] * 2
+    assert len(list(cache.glob("*train_steps*-cache"))) == 1
+    assert all((tmp_path / seed / "aggregate.png").exists() for seed in "01")
+    epochs = f"--epochs={newest_step(tmp_path / 'run') // 4 + 1}"
+    for name in ("run", "in-one-go"):
+        start("mnist", images, tmp_path / name, epochs)
     assert result(tmp_path / "run") == result(tmp_path / "in-one-go")
 
 
-def list_steps(workdir):
+def newest_step(workdir):
     folder = workdir / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else [0]
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
