@@ -24,7 +24,7 @@ if __name__ == "__main__":
     from planar_vae_jax.runs.together import Seed, fit_together
 
     flags = (
-        "--epochs=2 --checkpoint_every=2 --hidden=8 --latent=6 --batch_size=16 --flows=3 --amortized --validation=10"
+        "--epochs=2 --checkpoint_every=2 --hidden=8 --latent=6 --batch_size=16 --flows=3 --amortized --validation=30"
     )
     config = parse(mnist.Config, [*flags.split(), f"--dataset={sys.argv[1]}"], "")
     data, identity = load_images(config.dataset, None, None, config.validation, print)
