@@ -164,7 +164,8 @@ def test_a_finished_sweep_says_so_and_more_lengths_and_seeds_go_on_with_what_the
 
 
 def test_each_class_has_a_model_of_its_own(images, tmp_path):
-    flow_length.main(arguments(images, tmp_path, "--lengths=2", "--seeds=2", "--each_class", "--classes=0,2"))
+    flags = ("--lengths=2", "--seeds=2", "--amortized", "--each_class", "--classes=0,2")
+    flow_length.main(arguments(images, tmp_path, *flags))
     names = {f"class={c}-flows=2-seed={seed}" for c in (0, 2) for seed in (0, 1)}
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == names
     found = read(tmp_path / "summary.json")

@@ -61,7 +61,7 @@ def assert_same(workdir, other):
 
 def test_figures_are_those_of_seeds_alone_and_a_stop_changes_no_bit(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(choice, "SECONDS", 0.002)
-    shared = ("--amortized", "--validation=10", "--patience=1")
+    shared = ("--amortized", "--validation=30", "--patience=1")
     sweep(images, tmp_path / "alone", "--together=no", *shared)
     sweep(images, tmp_path / "together", "--together=yes", *shared)
     assert_same(tmp_path / "together", tmp_path / "alone")
