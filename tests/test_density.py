@@ -38,20 +38,39 @@ def run(workdir, *flags):
     return json.loads((workdir / "summary.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run without flags."""
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(density, "SAMPLES", 2**14)
+        run(workdir)
+    return workdir
+
+
 def random_flow(seed=0, flow_length=4, scale=1.0, h="tanh"):
-    keys = jax.random.split(jax.random.key(seed), 5)
-    u, w = (jax.random.normal(key, (flow_length, 2)) for key in keys[:2])
-    params = jax.tree.map(lambda leaf: scale * leaf, Planar(u, w, jnp.ones(flow_length) * 0.2))
-    mean, log_std = (0.3 * jax.random.normal(key, (2,)) for key in keys[3:])
-    return PlanarFlow(params, mean, log_std, h=h)
+    rng = np.random.default_rng(seed)
+    u, w = scale * rng.normal(size=(2, flow_length, 2)).astype(np.float32)
+    mean, log_std = 0.3 * rng.normal(size=(2, 2)).astype(np.float32)
+    b = np.full(flow_length, 0.2 * scale, np.float32)
+    return jax.tree.map(jnp.asarray, PlanarFlow(Planar(u, w, b), mean, log_std, h=h))
 
 
-def quadrature(flow, target, extent=9.0, points=600):
-    """``(integral of q, KL(q || p))`` from the inverse's density on a grid, in float64 sums."""
+log_prob = jax.jit(lambda flow, z: flow.log_prob(z))  # the flow is an argument: compiled once for all of a shape
+
+
+def on_a_grid(flow, extent=9.0, points=600):
+    """``(z, log q(z), what each z stands for of q's mass)`` by the inverse's density, in float64."""
     side = ((np.arange(points) + 0.5) / points * 2 - 1) * extent
-    z = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
-    log_q, log_p = (np.asarray(jax.jit(function)(z), np.float64) for function in (flow.log_prob, target.log_density))
-    q = np.exp(log_q) * (2 * extent / points) ** 2
+    z = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2).astype(np.float32)
+    log_q = np.asarray(log_prob(flow, z), np.float64)
+    return z, log_q, np.exp(log_q) * (2 * extent / points) ** 2
+
+
+def quadrature(grid, target):
+    """``(integral of q, KL(q || p))``."""
+    z, log_q, q = grid
+    log_p = np.asarray(jax.jit(target.log_density)(z), np.float64)
     return np.sum(q), np.sum(q * (log_q - log_p)) + target.log_z
 
 
@@ -63,17 +82,18 @@ def quadrature(flow, target, extent=9.0, points=600):
         ("--target=U3", "--flows=0", "--steps=1", "--seed=4294967295"),
     ],
 )
-def test_a_run_writes_its_files_and_its_numbers_agree(few_samples, tmp_path, flags):
-    summary = run(tmp_path, *flags)
-    assert {path.name for path in tmp_path.iterdir()} == FILES
+def test_a_run_writes_its_files_and_its_numbers_agree(few_samples, plain, tmp_path, flags):
+    workdir = tmp_path if flags else plain
+    summary = run(workdir, *flags) if flags else json.loads((plain / "summary.json").read_text())
+    assert {path.name for path in workdir.iterdir()} == FILES
     assert all(np.isfinite(summary[name]) for name in NUMBERS)
     assert summary["kl"] == pytest.approx(summary["final_loss"] + summary["log_z"], abs=1e-12)
     assert set(summary) >= {"target", "flows", "steps", "seed", "samples"}
-    config = json.loads((tmp_path / "config.json").read_text())["flags"]
+    config = json.loads((workdir / "config.json").read_text())["flags"]
     assert {name: summary[name] for name in ("target", "flows", "steps", "seed")} == {
         name: config[name] for name in ("target", "flows", "steps", "seed")
     }
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == config["steps"]
     assert all(line["kl"] == pytest.approx(line["loss"] + summary["log_z"], abs=1e-5) for line in lines)
     assert ("annealed_loss" in lines[0]) == ("--anneal_steps=10" in flags)
@@ -86,10 +106,10 @@ def test_a_run_works_in_jaxs_modes(few_samples, tmp_path, mode):
         assert np.isfinite(run(tmp_path, "--learn_base")["kl"])
 
 
-def test_another_seed_compiles_nothing(few_samples, tmp_path):
-    run(tmp_path / "0", "--seed=0")
+def test_another_seed_compiles_nothing(few_samples, plain, tmp_path):
+    assert json.loads((plain / "summary.json").read_text())["seed"] == 0
     sizes = [program._cache_size() for program in (compiled.train_steps, density._moments, density._after)]
-    run(tmp_path / "1", "--seed=1")
+    run(tmp_path, "--seed=1")
     assert [program._cache_size() for program in (compiled.train_steps, density._moments, density._after)] == sizes
 
 
@@ -117,61 +137,67 @@ def test_training_lowers_the_kl_and_its_estimate_is_the_one_by_quadrature():
     assert not np.any(flow.mean)  # not learned unless asked
     assert not np.any(flow.log_std)
     estimate = density.free_energy(flow, target)
-    integral, kl = quadrature(flow, target)
+    integral, kl = quadrature(on_a_grid(flow), target)
     assert integral == pytest.approx(1.0, abs=1e-4)
     assert kl < 0.1  # a flow on one mode of the two has 0.69
     assert abs(estimate.value - kl) < 5 * estimate.standard_error + 1e-5
     assert estimate.standard_error < 1e-3
 
 
-def test_the_base_is_learned_if_asked():
-    flow, _ = fit(get_target("mixture"), flow_length=2, steps=20, batch_size=16, learn_base=True)
-    assert np.all(flow.mean != 0)
-    assert np.all(flow.log_std != 0)
+@pytest.fixture(scope="module")
+def mild():
+    """A flow, on a grid too. A mild one: the quadrature must see all of q, and U's log p falls like a square."""
+    flow = random_flow(scale=0.7)
+    return flow, on_a_grid(flow)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_estimate_for_a_random_flow_is_the_one_by_quadrature(name):
-    # A mild flow: the quadrature must see all of q, and U's log p falls like a square.
-    flow = random_flow(scale=0.7)
+def test_the_estimate_for_a_random_flow_is_the_one_by_quadrature(mild, name):
+    flow, grid = mild
     target = get_target(name)
     estimate = density.free_energy(flow, target, samples=2**18)
-    integral, kl = quadrature(flow, target)
+    integral, kl = quadrature(grid, target)
     assert integral == pytest.approx(1.0, abs=1e-3)
     assert abs(estimate.value + target.log_z - kl) < 5 * estimate.standard_error + 1e-3
 
 
 @pytest.mark.parametrize("h", ["tanh", "softsign"])
 def test_the_density_of_a_sample_is_the_same_forwards_and_by_the_inverse(h):
-    flow = random_flow(seed=1, h=h)
-    z, log_q = jax.jit(lambda key: flow.sample_and_log_prob(key, (200,)))(jax.random.key(0))
-    np.testing.assert_allclose(log_q, flow.log_prob(z), atol=1e-3)
+    @jax.jit
+    def both(flow, key):
+        z, log_q = flow.sample_and_log_prob(key, (200,))
+        return log_q, flow.log_prob(z)
+
+    np.testing.assert_allclose(*both(random_flow(seed=1, h=h), jax.random.key(0)), atol=1e-3)
 
 
 def test_a_layer_that_died_out_does_not_spoil_the_estimate():
     # Adam can drive a layer's w and u to 1e-27; with the parameters as constants XLA folded it to NaN.
     flow = random_flow()
-    dead = jnp.array([1.8e-28, -4.0e-27])
-    params = flow.params._replace(u=flow.params.u.at[1].set(0.1 * dead), w=flow.params.w.at[1].set(dead))
-    without = jax.tree.map(lambda leaf: jnp.delete(leaf, 1, axis=0), params)
+    dead = jax.tree.map(np.array, flow.params)
+    dead.w[1] = [1.8e-28, -4.0e-27]
+    dead.u[1] = 0.1 * dead.w[1]
+    without = jax.tree.map(lambda leaf: np.delete(leaf, 1, axis=0), dead)
     estimates = [
         density.free_energy(PlanarFlow(one, flow.mean, flow.log_std), get_target("U2"), samples=2**14)
-        for one in (params, without)
+        for one in (dead, without)
     ]
     assert estimates[0].value == pytest.approx(estimates[1].value, rel=1e-4)
 
 
-def test_temperatures_grow_from_a_hundredth_to_one():
-    _, info = fit(get_target("U2"), flow_length=2, steps=6, batch_size=8, anneal_steps=4)
+def test_the_base_is_learned_if_asked_and_temperatures_grow_from_a_hundredth_to_one():
+    flow, info = fit(get_target("U2"), flow_length=2, steps=6, batch_size=8, learn_base=True, anneal_steps=4)
+    assert np.all(flow.mean != 0)
+    assert np.all(flow.log_std != 0)
     np.testing.assert_allclose(info.figures["temperature"], [0.01, 0.26, 0.51, 0.76, 1.0, 1.0], rtol=1e-6)
 
 
 def test_a_tempered_loss_weighs_the_energy_alone():
     flow, key = random_flow(), jax.random.key(3)
-    loss = density.make_loss(get_target("U2"), batch_size=64, anneal_steps=100)
-    at = [float(loss(flow, None, key, jnp.int32(step))[0]) for step in (0, 49, 99)]
+    loss = jax.jit(density.make_loss(get_target("U2"), batch_size=64, anneal_steps=100))
+    at = [float(loss(flow, None, key, np.int32(step))[0]) for step in (0, 49, 99)]
     assert at[1] == pytest.approx(at[0] + 0.49 / 0.99 * (at[2] - at[0]), rel=1e-5)  # temperatures 0.01, 0.5, 1.0
-    plain = density.make_loss(get_target("U2"), batch_size=64)(flow, None, key, jnp.int32(0))[0]
+    plain = jax.jit(density.make_loss(get_target("U2"), batch_size=64))(flow, None, key, np.int32(0))[0]
     assert at[2] == pytest.approx(float(plain), rel=1e-6)
 
 
