@@ -51,21 +51,22 @@ def each_order(function, params, z):
 
     @jax.jit
     def run(params, z):
-        gradient = jax.grad(function)
         ones = jax.tree.map(jnp.ones_like, params)
 
         def square(params):
-            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient(params, z)))
+            value, gradient = jax.value_and_grad(function)(params, z)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)), (value, gradient)
 
-        product = jax.jvp(lambda params: gradient(params, z), (params,), (ones,))[1]
-        return function(params, z), gradient(params, z), product, jax.grad(square)(params)
+        (_, first), by_square = jax.value_and_grad(square, has_aux=True)(params)
+        product = jax.jvp(lambda params: jax.grad(function)(params, z), (params,), (ones,))[1]
+        return *first, product, by_square
 
     return run(params, z)
 
 
 def problem():
-    params, _ = draw(6, 4, scale=0.7)
-    return params, np.random.default_rng(0).normal(size=(4, 6))  # K and the batch are equal, as in an old bug
+    params, _ = draw(6, 3, scale=0.7)
+    return params, np.random.default_rng(0).normal(size=(3, 6))  # K and the batch are equal, as in an old bug
 
 
 @functools.cache
@@ -73,9 +74,7 @@ def truth():
     return each_order(functools.partial(mean_loss, jax.vmap(loop, (None, 0))), *problem())
 
 
-@pytest.mark.parametrize(
-    ("context", "flow"), [*((context, planar_flow) for context in CONTEXTS), ("jit", ONE), ("scan", ONE)]
-)
+@pytest.mark.parametrize(("context", "flow"), [*((context, planar_flow) for context in CONTEXTS), ("scan", ONE)])
 def test_every_order_in_every_context_is_that_of_a_loop_over_layers(context, flow, x64):
     function = CONTEXTS[context](functools.partial(mean_loss, flow))
     assert_trees_close(each_order(function, *problem()), truth(), tolerance=1e-11)
@@ -89,17 +88,21 @@ def inverse_truth():
 
     @jax.jit
     def run(flat):
-        function = lambda flat: mean_loss(inverse_planar_flow, unravel(flat), z)  # noqa: E731
-        hessian = jax.jacfwd(jax.jacfwd(function))(flat)
-        gradient = jax.jacfwd(function)(flat)
-        ones = jnp.ones_like(flat)
-        return function(flat), gradient, jnp.dot(hessian, ones), 2 * jnp.dot(hessian, gradient)
+        def value(flat):
+            return mean_loss(inverse_planar_flow, unravel(flat), z)
 
-    value, *rest = run(flat)
-    return value, *map(unravel, rest)
+        def gradient(flat):
+            found = jax.jacfwd(value)(flat)
+            return found, found
+
+        hessian, found = jax.jacfwd(gradient, has_aux=True)(flat)
+        return value(flat), found, hessian
+
+    value, gradient, hessian = map(np.asarray, run(flat))
+    return value, *map(unravel, (gradient, np.sum(hessian, axis=1), 2 * hessian @ gradient))
 
 
-@pytest.mark.parametrize("context", ["jit", "checkpoint", "scan", "map"])
+@pytest.mark.parametrize("context", ["jit", "checkpoint", "scan"])
 def test_every_order_of_the_inverse_in_every_context(context, x64):
     function = CONTEXTS[context](functools.partial(mean_loss, inverse_planar_flow))
     assert_trees_close(each_order(function, *problem()), inverse_truth(), tolerance=1e-11)
@@ -125,8 +128,7 @@ def test_sharded_batches_have_the_values_and_gradients_of_one_device(context):
         assert float(error) < 1e-5, case
 
 
-@pytest.mark.parametrize("flow", [planar_flow, inverse_planar_flow], ids=["forward", "inverse"])
-@pytest.mark.parametrize("dim", [2, 6])
+@pytest.mark.parametrize(("flow", "dim"), [(planar_flow, 2), (planar_flow, 6), (inverse_planar_flow, 6)])
 def test_a_flow_can_be_exported_with_a_symbolic_batch(flow, dim):
     params, _ = draw(dim, 3, dtype=np.float32)
     (size,) = jax.export.symbolic_shape("b")
