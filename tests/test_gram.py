@@ -12,39 +12,48 @@ from flow_cases import objective
 
 from planar_vae_jax import Planar, gram, init_planar, planar_flow
 
+FORWARD, REVERSE = jax.jacfwd, jax.jacrev
 
-def nested(modes, function, argnums):
-    """``function`` differentiated once by each of ``modes``."""
+
+@functools.cache
+def nested(method, modes, argnum):
+    """The objective of one event differentiated once by each of ``modes``, by ``b`` or ``z0`` alone."""
+    params, z0 = draw(6, 45 if len(modes) == 2 else 20, scale=0.5)  # two blocks or one
+
+    def function(*args):
+        return objective(Planar(*args[:3]), args[3], h="tanh", method=method)[0]
+
     for mode in modes:
-        function = mode(function, argnums)
-    return function
+        function = mode(function, argnum)
+    return np.asarray(jax.jit(function)(*params, z0))
 
 
 @pytest.mark.parametrize(
-    "modes",
+    ("modes", "arguments"),
     [
-        (jax.jacrev, jax.jacfwd),
-        (jax.jacrev, jax.jacrev),
-        (jax.jacfwd, jax.jacrev),
-        (jax.jacfwd, jax.jacfwd),
-        (jax.jacrev, jax.jacrev, jax.jacrev),
+        ((REVERSE, FORWARD), "b"),
+        ((REVERSE, REVERSE), "b z0"),
+        ((FORWARD, REVERSE), "z0"),
+        ((FORWARD, FORWARD), "b"),
+        ((REVERSE, REVERSE, REVERSE), "z0"),
     ],
-    ids=lambda modes: " ".join(mode.__name__ for mode in modes),
+    ids=lambda value: value if isinstance(value, str) else " ".join(mode.__name__ for mode in value),
 )
-def test_the_gram_form_can_be_differentiated_in_either_mode_again_and_again(modes, x64):
-    params, z0 = draw(6, 45, scale=0.5)  # two blocks
-
-    def derivatives(method):
-        def value(*args):
-            return objective(Planar(*args[:3]), args[3], h="tanh", method=method)[0]
-
-        # By z0 or b alone: constants among what is differentiated are a case of their own.
-        argnums = (2, 3) if len(modes) == 2 else (3,)
-        return jax.jit(lambda *args: [nested(modes, value, argnum)(*args) for argnum in argnums])(*params, z0)
-
-    for actual, expected in zip(derivatives("gram"), derivatives("scan"), strict=True):
+def test_the_gram_form_can_be_differentiated_in_either_mode_again_and_again(modes, arguments, x64):
+    # By z0 or b alone: constants among what is differentiated are a case of their own.
+    for argument in arguments.split():
+        argnum = {"b": 2, "z0": 3}[argument]
+        # The same numbers in whichever mode: of the layer scan each is taken once.
+        expected = nested("scan", (REVERSE, REVERSE) if len(modes) == 2 else (FORWARD, FORWARD, FORWARD), argnum)
         assert np.max(np.abs(expected)) > 1e-3
-        assert_trees_close(actual, expected, tolerance=1e-11)
+        assert_trees_close(nested("gram", modes, argnum), expected, tolerance=1e-11)
+
+
+@functools.cache
+def gradients_of_scans():
+    """Of the layer scan, for each of ``[3, 4]`` flows and events by itself."""
+    one = jax.value_and_grad(functools.partial(objective, h="tanh", method="scan"), argnums=(0, 1), has_aux=True)
+    return jax.jit(jax.vmap(jax.vmap(one)))
 
 
 @pytest.mark.parametrize(
@@ -53,18 +62,22 @@ def test_the_gram_form_can_be_differentiated_in_either_mode_again_and_again(mode
 def test_the_gram_form_under_two_vmaps_is_the_layer_scan(axes, dim, x64):
     # Samples of images: parameters may be shared by all, by the samples of an image, or by none.
     params, _ = draw(dim, 45, scale=0.7)
-    shape = tuple(size for size, axis in zip((3, 4), axes, strict=True) if axis == 0)
+    shape = tuple(size if axis == 0 else 1 for size, axis in zip((3, 4), axes, strict=True))
+    shared = tuple(position for position, axis in enumerate(axes) if axis is None)
     scales = np.linspace(0.5, 1.5, math.prod(shape)).reshape(shape)
     params = jax.tree.map(lambda leaf: np.multiply.outer(scales, leaf), params)
     z0 = np.random.default_rng(0).normal(size=(3, 4, dim))
 
-    def gradients(method):
-        function = functools.partial(objective, h="tanh", method=method)
-        for axis in reversed(axes):
-            function = jax.vmap(function, in_axes=(axis, 0))
-        return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(function(*args)[0]), argnums=(0, 1)))(params, z0)
+    function = functools.partial(objective, h="tanh", method="gram")
+    for axis in reversed(axes):
+        function = jax.vmap(function, in_axes=(axis, 0))
+    gradients = jax.jit(jax.value_and_grad(lambda *args: jnp.sum(function(*args)[0]), argnums=(0, 1)))
+    actual = gradients(jax.tree.map(lambda leaf: np.squeeze(leaf, shared), params), z0)
 
-    assert_trees_close(gradients("gram"), gradients("scan"), tolerance=1e-12)
+    each = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (3, 4, *leaf.shape[2:])), params)
+    (values, _), (in_params, in_z0) = gradients_of_scans()(each, z0)
+    in_params = jax.tree.map(lambda leaf: np.sum(leaf, axis=shared), in_params)
+    assert_trees_close(actual, (np.sum(values), (in_params, in_z0)), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 41, 100, 130])
@@ -84,7 +97,8 @@ def test_substitution_in_blocks_is_the_plain_one(size, x64):
 
 
 def test_reverse_mode_of_the_gram_form_keeps_no_copy_of_z_for_every_layer():
-    params, z0 = init_planar(jax.random.key(0), flow_length=32, dim=784), jnp.zeros((64, 784))
+    params = jax.eval_shape(functools.partial(init_planar, flow_length=32, dim=784), jax.random.key(0))
+    z0 = jax.ShapeDtypeStruct((64, 784), jnp.float32)
 
     def kept(method):
         flow = functools.partial(planar_flow, method=method)
@@ -103,8 +117,14 @@ def test_scanned_blocks_have_the_derivatives_of_the_layer_scan(transform, x64):
 
     def derivatives(method):
         function = functools.partial(planar_flow, method=method)
-        if transform is jax.jvp:
-            return jax.jit(lambda *args: jax.jvp(function, args, args))(params, z0)
-        return jax.jit(lambda *args: jax.vjp(function, *args)[1](function(*args)))(params, z0)
+
+        @jax.jit
+        def run(*args):
+            if transform is jax.jvp:
+                return jax.jvp(function, args, args)
+            outputs, pullback = jax.vjp(function, *args)
+            return outputs, pullback(outputs)
+
+        return run(params, z0)
 
     assert_trees_close(derivatives("gram"), derivatives("scan"), tolerance=1e-11)
