@@ -47,12 +47,12 @@ ROWS = 32
 def with_gradients(h: str, method: str | None, params: Planar, z0):
     """``((zK, log_det), gradients of the objective in (params, z0))`` of each flow and event of a batch.
 
-    Always ROWS of them at once, so that a shape is compiled once however many there are.
+    Always ROWS of them at once, so that a shape is compiled once however many there are; or just one.
     """
     size = len(z0)
     chunks = []
     for indices in np.split(np.arange(size), range(ROWS, size, ROWS)):
-        rows = np.resize(indices, ROWS)
+        rows = indices if size == 1 else np.resize(indices, ROWS)
         chunk = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (params, z0))
         (_, outputs), gradients = compiled_with_gradients(h, method)(*chunk)
         chunks.append((outputs, gradients))

@@ -13,6 +13,8 @@ from flow_cases import each_h
 from planar_vae_jax.inverse import MAX_ITERATIONS, newton, solve_preactivation
 from planar_vae_jax.nonlinearities import NONLINEARITIES
 
+SIZE = 600  # of every batch of equations but that over all magnitudes: one program serves them
+
 
 @functools.cache
 def compiled_newton(h: str):
@@ -44,10 +46,9 @@ def test_root_is_within_ulps_of_what_the_equation_determines(h, dtype):
     # the relative distance d of a: no second solver is needed, and it is told apart from a mere small residual.
     finfo = np.finfo(dtype)
     rng = np.random.default_rng(0)
-    size = 600
     # a^3 must not underflow beside y where m = 0, nor 250 digits run out.
     lowest = max(math.log10(finfo.tiny / finfo.eps), -75)
-    y, m = 10 ** rng.uniform(lowest, 3, size), 10 ** rng.uniform(lowest, 3, size)
+    y, m = 10 ** rng.uniform(lowest, 3, SIZE), 10 ** rng.uniform(lowest, 3, SIZE)
     y[::3] = 10 ** rng.uniform(-3, 2, len(y[::3]))
     m[::4] = 10 ** rng.uniform(-3, 2, len(m[::4]))
     m[1::20] = 0.0
@@ -79,12 +80,14 @@ def test_root_is_within_ulps_of_what_the_equation_determines(h, dtype):
 
 @each_h
 def test_root_is_odd_in_y_and_keeps_infinities_and_nan_without_a_loop(h, dtype):
-    y = np.array([0.3, 2.0, 1e-20, 30.0], dtype)
-    m = np.array([0.2, 5.0, 1e-3, 0.0], dtype)
+    y, m, special = (
+        np.resize(np.array(four, dtype), SIZE)
+        for four in ([0.3, 2.0, 1e-20, 30.0], [0.2, 5.0, 1e-3, 0.0], [np.inf, -np.inf, np.nan, 0.0])
+    )
     a, _ = compiled_newton(h)(y, m)
-    np.testing.assert_array_equal(compiled_newton(h)(-y, m)[0], -a)
-    odd, iterations = compiled_newton(h)(np.array([np.inf, -np.inf, np.nan, 0.0], dtype), m)
-    np.testing.assert_array_equal(odd, [np.inf, -np.inf, np.nan, 0.0])
+    np.testing.assert_array_equal(compiled_newton(h)(-y, m)[0], -np.asarray(a))
+    odd, iterations = map(np.asarray, compiled_newton(h)(special, m))
+    np.testing.assert_array_equal(odd, special)
     assert np.max(iterations) <= 1
 
 
@@ -93,9 +96,8 @@ def test_derivatives_of_the_root_are_those_of_the_implicit_function(h, x64):
     solve = functools.partial(solve_preactivation, NONLINEARITIES[h])
     rng = np.random.default_rng(1)
     a, m = rng.normal(size=40) * 2, np.exp(rng.normal(size=40))
-    value, slope = (jax.vmap(f) for f in (NONLINEARITIES[h].value, jax.grad(NONLINEARITIES[h].value)))
-    y = a + (m - 1) * value(a)
-    np.testing.assert_allclose(jax.jit(jax.vmap(solve))(y, m), a, rtol=1e-13)
-    in_y, in_m = jax.jit(jax.vmap(jax.grad(solve, argnums=(0, 1))))(y, m)
-    np.testing.assert_allclose(in_y, 1 / (1 + (m - 1) * slope(a)), rtol=1e-12)
-    np.testing.assert_allclose(in_m, -value(a) / (1 + (m - 1) * slope(a)), rtol=1e-12, atol=1e-15)
+    value, slope = jax.device_get(jax.jit(jax.vmap(jax.value_and_grad(NONLINEARITIES[h].value)))(a))
+    root, (in_y, in_m) = jax.jit(jax.vmap(jax.value_and_grad(solve, argnums=(0, 1))))(a + (m - 1) * value, m)
+    np.testing.assert_allclose(root, a, rtol=1e-13)
+    np.testing.assert_allclose(in_y, 1 / (1 + (m - 1) * slope), rtol=1e-12)
+    np.testing.assert_allclose(in_m, -value / (1 + (m - 1) * slope), rtol=1e-12, atol=1e-15)
