@@ -22,7 +22,7 @@ def vae(shape=(8, 4), **options):
 
 
 def images(shape, count=2):
-    return jax.random.bernoulli(jax.random.key(0), 0.5, (count, *shape)).astype(jnp.float32)
+    return np.random.default_rng(0).integers(0, 2, (count, *shape)).astype(np.float32)
 
 
 def sizes(tree):
@@ -43,11 +43,12 @@ def test_a_gated_convolution_is_one_times_the_sigmoid_of_another():
     encoder = vae(encoder="conv")
     params = weights(encoder)
     layer = encoder.bind(params).encode.convolutions.conv1
-    image = np.asarray(jax.random.normal(jax.random.key(1), (8, 4, 1)))
-    kernel, bias = (np.asarray(layer.layer.kernel[...]), np.asarray(layer.layer.bias[...]))
+    image = np.random.default_rng(1).normal(size=(8, 4, 1)).astype(np.float32)
+    kernel, bias = (params["encode"]["convolutions"]["conv1"]["layer"][name] for name in ("kernel", "bias"))
     value = same_convolution(image, kernel[..., :32], bias[:32])
     gate = same_convolution(image, kernel[..., 32:], bias[32:])
-    np.testing.assert_allclose(layer(jnp.asarray(image)), value / (1 + np.exp(-gate)), rtol=1e-4, atol=1e-5)
+    found = jax.jit(lambda image: layer(image))(image)
+    np.testing.assert_allclose(found, value / (1 + np.exp(-gate)), rtol=1e-4, atol=1e-5)
     plain = Gated(lambda x: jnp.concatenate([x, 0 * x], -1))
     np.testing.assert_allclose(plain(jnp.ones((2, 3))), np.full((2, 3), 0.5))
 
@@ -61,11 +62,15 @@ def of_jax(kind, x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, stride, [(2, 2), (2, 2)], dimension_numbers=axes)
 
 
-@pytest.mark.parametrize("kind", [Convolution, Halving, Doubling])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(Convolution, np.float64), (Halving, np.float64), (Halving, np.float32), (Doubling, np.float64)],
+    indirect=["dtype"],
+)
 def test_convolutions_are_those_of_jax_to_the_second_derivative_in_either_mode(kind, dtype):
     rng = np.random.default_rng(0)
     x, kernel, dx, dkernel = (rng.normal(size=shape).astype(dtype) for shape in 2 * [(2, 4, 6, 3), (5, 5, 3, 4)])
-    layer = kind(3, 4, dtype=np.dtype(dtype).name, rngs=nnx.Rngs(0))
+    layer = nnx.eval_shape(lambda: kind(3, 4, dtype=np.dtype(dtype).name, rngs=nnx.Rngs(0)))
 
     def derivatives(function):
         def loss(x, kernel):
@@ -78,17 +83,15 @@ def test_convolutions_are_those_of_jax_to_the_second_derivative_in_either_mode(k
         second = jax.grad(lambda *at: jnp.vdot(gradient(*at)[0], dx) + jnp.vdot(gradient(*at)[1], dkernel), (0, 1))
         return gradient(x, kernel), slope(x, kernel), jax.grad(slope, (0, 1))(x, kernel), second(x, kernel)
 
+    functions = (partial(of_jax, kind), layer.on_cpu, layer.plain)
+    theirs, *ours = jax.jit(lambda: [(function(x, kernel), derivatives(function)) for function in functions])()
     tolerance = 1e-4 if dtype == np.float32 else 1e-10
-    theirs, *ours = (
-        jax.jit(lambda function=function: (function(x, kernel), derivatives(function)))()
-        for function in (partial(of_jax, kind), layer.on_cpu, layer.plain)
-    )
     for mine in ours:
         assert_trees_close(mine, theirs, tolerance=tolerance)
 
 
 def test_a_training_step_has_convolutions_in_the_order_of_axes_that_is_fast_in_loops():
-    x, kernel = jnp.zeros((2, 4, 6, 3)), jnp.zeros((5, 5, 3, 4))
+    x, kernel = np.zeros((2, 4, 6, 3), np.float32), np.zeros((5, 5, 3, 4), np.float32)
     step = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), argnums=(0, 1))
     found = re.findall(r"dim_numbers = (.*?),\s*window", jax.jit(step).lower(x, kernel).as_text())
     assert found == 3 * ["[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"]
@@ -119,7 +122,7 @@ def test_strides_halve_and_double_twice():
     encoder, decoder = model.encode.convolutions, model.decode.convolutions
 
     def shape(function, *given):
-        return jax.eval_shape(function, jnp.zeros(given)).shape
+        return jax.eval_shape(function, jax.ShapeDtypeStruct(given, np.float32)).shape
 
     assert shape(lambda x: encoder.conv2(encoder.conv1(x)), 28, 28, 1) == (14, 14, 32)
     assert shape(lambda x: encoder.conv4(encoder.conv3(x)), 14, 14, 32) == (7, 7, 64)
@@ -129,23 +132,29 @@ def test_strides_halve_and_double_twice():
     assert shape(model.decode, 5, 2, 3) == (5, 2, 28, 28)
 
 
-@pytest.mark.parametrize(("shape", "likelihood"), [(SHAPES[0], "bernoulli"), (SHAPES[1], "logistic")])
-@pytest.mark.parametrize("encoder", ["mlp", "conv"])
+@pytest.mark.parametrize(
+    ("shape", "encoder", "likelihood"), [(SHAPES[0], "mlp", "bernoulli"), (SHAPES[1], "conv", "logistic")]
+)
 def test_batches_of_any_rank_are_the_images_one_by_one(shape, encoder, likelihood):
     architecture = vae(shape, encoder=encoder, likelihood=likelihood, amortized=True, posterior="full")
     model = architecture.bind(weights(architecture))
-    x = images(shape, 6)
-    encode, decode = jax.jit(model.encode), jax.jit(lambda z: model.likelihood.mean(model.decode(z)))
-    many, one = encode(x.reshape(2, 3, *shape)), encode(x[4])
+    x, z = images(shape, 6), np.random.default_rng(1).normal(size=(2, 3, 3)).astype(np.float32)
+
+    def decode(z):
+        return model.likelihood.mean(model.decode(z))
+
+    @jax.jit
+    def run(x, z):
+        return model.encode(x.reshape(2, 3, *shape)), model.encode(x[4]), decode(z), decode(z[1, 2])
+
+    many, one, images_of_many, image_of_one = run(x, z)
     for mine, theirs in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(mine[1, 1], theirs, rtol=1e-4, atol=1e-5)
-    z = jax.random.normal(jax.random.key(1), (2, 3, 3))
-    assert decode(z).shape == (2, 3, *shape)
-    np.testing.assert_allclose(decode(z)[1, 2], decode(z[1, 2]), rtol=1e-4, atol=1e-5)
-    terms = jax.jit(lambda x, key: free_energy(model, x, key))(x, jax.random.key(2))
-    assert terms.free_energy.shape == terms.squared_error.shape == (6,)
-    nll = jax.jit(lambda x, key: importance_nll(model, x, key, samples=3))(x, jax.random.key(2)).nll
-    assert nll.shape == (6,)
+        np.testing.assert_allclose(np.asarray(mine)[1, 1], theirs, rtol=1e-4, atol=1e-5)
+    assert images_of_many.shape == (2, 3, *shape)
+    np.testing.assert_allclose(np.asarray(images_of_many)[1, 2], image_of_one, rtol=1e-4, atol=1e-5)
+    terms = jax.eval_shape(lambda key: free_energy(model, x, key), jax.random.key(2))
+    assert {leaf.shape for leaf in terms} == {(6,)}
+    assert jax.eval_shape(lambda key: importance_nll(model, x, key, samples=3), jax.random.key(2)).nll.shape == (6,)
 
 
 def test_every_parameter_of_the_convolutions_is_trained():
@@ -159,16 +168,21 @@ def test_every_parameter_of_the_convolutions_is_trained():
         assert np.any(np.asarray(leaf) != 0.0), path
 
 
-@pytest.mark.parametrize(("encoder", "layers"), [("mlp", 1), ("mlp", 2), ("conv", 1)])
+@pytest.mark.parametrize(("encoder", "layers"), [("mlp", 2), ("conv", 1)])
 def test_amortised_flows_start_near_the_identity(encoder, layers):
     architecture = vae(flow_length=40, amortized=True, encoder=encoder, layers=layers)
-    posterior = jax.jit(lambda key: architecture.bind(architecture.init(key)).encode(images((8, 4))))(jax.random.key(0))
-    noise = jax.random.normal(jax.random.key(1), (100, 2, 3))
-    zK, _, log_det = posterior.transform(noise)
-    z0 = np.asarray(posterior.mean) + np.exp(posterior.log_std) * np.asarray(noise)
+    noise = np.random.default_rng(1).normal(size=(100, 2, 3)).astype(np.float32)
+
+    @jax.jit
+    def run(key):
+        posterior = architecture.bind(architecture.init(key)).encode(images((8, 4)))
+        return posterior, posterior.transform(noise)
+
+    posterior, (zK, _, log_det) = run(jax.random.key(0))
+    z0 = np.asarray(posterior.mean) + np.exp(posterior.log_std) * noise
     # What 40 layers do in all, against a spread of one.
     assert np.sqrt(np.mean((np.asarray(zK) - z0) ** 2)) < 0.3
-    assert float(jnp.mean(jnp.abs(log_det))) < 0.5
+    assert np.mean(np.abs(log_det)) < 0.5
 
 
 def test_two_hidden_layers_are_one_more_relu():
@@ -180,29 +194,32 @@ def test_two_hidden_layers_are_one_more_relu():
         weights = params[part][name]
         return x @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"])
 
-    hidden = np.maximum(layer("encode", "hidden", np.asarray(x).reshape(2, -1)), 0)
+    hidden = np.maximum(layer("encode", "hidden", x.reshape(2, -1)), 0)
     mean = layer("encode", "mean", np.maximum(layer("encode", "hidden2", hidden), 0))
-    np.testing.assert_allclose(architecture.bind(params).encode(x).mean, mean, rtol=1e-4, atol=1e-6)
+    model = architecture.bind(params)
+    found, decoded = jax.jit(lambda x, z: (model.encode(x).mean, model.decode(z)))(x, mean)
+    np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-6)
     hidden = np.maximum(layer("decode", "hidden", mean), 0)
     logits = layer("decode", "logits", np.maximum(layer("decode", "hidden2", hidden), 0))
-    np.testing.assert_allclose(architecture.bind(params).decode(mean), logits.reshape(2, 8, 4), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(decoded, logits.reshape(2, 8, 4), rtol=1e-4, atol=1e-5)
 
 
 def test_the_tree_of_the_default_model_is_that_of_earlier_versions():
     linear = {"kernel", "bias"}
-    found = VAE((28, 28)).init(jax.random.key(0))
+    found = jax.eval_shape(VAE((28, 28)).init, jax.random.key(0))
     assert set(found) == {"encode", "decode"}
     assert set(found["encode"]) == {"hidden", "mean", "log_std", "u", "w", "b"}
     assert set(found["decode"]) == {"hidden", "logits"}
     assert set(found["encode"]["hidden"]) == linear
     # Drawn by version 0.2 from the same key.
-    np.testing.assert_allclose(found["encode"]["hidden"]["kernel"][0, :2], [0.04738373, -0.01564453], rtol=1e-6)
+    kernel = jax.jit(lambda key: VAE((28, 28)).init(key)["encode"]["hidden"]["kernel"])(jax.random.key(0))
+    np.testing.assert_allclose(np.asarray(kernel)[0, :2], [0.04738373, -0.01564453], rtol=1e-6)
 
 
 def test_a_likelihood_with_a_scale_has_one_of_each_pixel():
-    found = vae((4, 4, 3), likelihood="gaussian").init(jax.random.key(0))
-    np.testing.assert_array_equal(found["decode"]["log_scale"], np.full((4, 4, 3), FIRST_LOG_SCALE, np.float32))
-    assert "location" in found["decode"]
+    found = jax.jit(lambda key: vae((4, 4, 3), likelihood="gaussian").init(key)["decode"])(jax.random.key(0))
+    np.testing.assert_array_equal(found["log_scale"], np.full((4, 4, 3), FIRST_LOG_SCALE, np.float32))
+    assert "location" in found
 
 
 @pytest.mark.parametrize(
