@@ -1,5 +1,6 @@
 """NLL and free energy against a truth: a linear decoder with Gaussian noise, whose log p(x) is exact."""
 
+import functools
 import itertools
 
 import jax
@@ -75,7 +76,7 @@ def q_covariance(full):
 
 def images():
     """Each image many times, ``[IMAGES REPEATS, H, W]``."""
-    return jnp.asarray(np.repeat(X, REPEATS, axis=0).reshape(-1, *SHAPE), jnp.float32)
+    return np.repeat(X, REPEATS, axis=0).reshape(-1, *SHAPE).astype(np.float32)
 
 
 def by_image(values):
@@ -84,10 +85,16 @@ def by_image(values):
     return values.mean(1), values.std(1) / np.sqrt(REPEATS)
 
 
+@functools.partial(jax.jit, static_argnames="full")
+def drawn(key, full):
+    """Terms of every image many times, and the KL of each image's ``q_0`` in closed form."""
+    model = LinearGaussian(full)
+    return free_energy(model, images(), key), jnp.sum(model.encode(images()[::REPEATS]).base_kl, -1)
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
 def test_the_free_energy_is_above_the_nll_by_the_kl_to_the_true_posterior(full):
-    model = LinearGaussian(full)
-    terms = jax.jit(lambda x, key: free_energy(model, x, key))(images(), jax.random.key(0))
+    terms, _ = jax.tree.map(np.asarray, drawn(jax.random.key(0), full))
     mean, error = by_image(terms.free_energy)
     gap = [kl_of_normals(m + 0.1, q_covariance(full), m, COVARIANCE) for m in MEANS]
     assert np.all(np.abs(mean - TRUTH - gap) < 5 * error + 1e-4)
@@ -95,10 +102,8 @@ def test_the_free_energy_is_above_the_nll_by_the_kl_to_the_true_posterior(full):
 
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
 def test_without_a_flow_the_one_sample_kl_is_the_closed_form(full):
-    model = LinearGaussian(full)
-    terms = jax.jit(lambda x, key: free_energy(model, x, key))(images(), jax.random.key(1))
+    terms, closed = jax.tree.map(np.asarray, drawn(jax.random.key(1), full))
     mean, error = by_image(terms.kl)
-    closed = np.asarray(jnp.sum(model.encode(images()[::REPEATS]).base_kl, -1))
     assert np.all(np.abs(mean - closed) < 5 * error)
     truth = [kl_of_normals(m + 0.1, q_covariance(full), np.zeros(2), np.eye(2)) for m in MEANS]
     np.testing.assert_allclose(closed, truth, rtol=1e-4)
@@ -107,10 +112,8 @@ def test_without_a_flow_the_one_sample_kl_is_the_closed_form(full):
 @pytest.mark.parametrize("flow_length", [0, 4])
 def test_the_importance_nll_approaches_the_truth_from_above(flow_length):
     model = LinearGaussian(full=True, flow_length=flow_length)
-    found = []
-    for samples in (1, 4, 16, 1000):
-        nll = jax.jit(lambda x, key: importance_nll(model, x, key, samples=samples))  # noqa: B023
-        found.append(by_image(nll(images(), jax.random.key(2)).nll))
+    estimate = jax.jit(lambda key: importance_nll(model, images(), key, samples=(1, 4, 16, 1000)).nll)
+    found = [by_image(nll) for nll in np.asarray(estimate(jax.random.key(2)))]
     for (mean, error), (better, better_error) in itertools.pairwise(found):
         assert np.all(mean - better > -4 * np.hypot(error, better_error))
         assert np.all(better > TRUTH - 4 * better_error - 1e-4)  # above, in expectation
