@@ -68,18 +68,18 @@ def test_a_process_stopped_by_a_signal_goes_on(tmp_path, whole, number):
 
 
 def test_a_time_limit_is_as_sigterm(tmp_path, whole):
-    process = Process(tmp_path, "--pause=2", "--max_seconds=6")  # the reports alone take longer
+    process = Process(tmp_path, "--pause=1", "--max_seconds=3")  # the reports alone take longer
     assert process.end() == 143
-    assert "stopped by --max_seconds=6" in process.said
+    assert "stopped by --max_seconds=3" in process.said
     assert "run the same command again to go on" in process.said
     start(tmp_path)
     assert result(tmp_path) == whole
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    process = Process(tmp_path, "--pause=2", "--epochs=2")
-    process.until("epoch 1/2")  # and the next report takes two seconds
-    time.sleep(0.5)
+    process = Process(tmp_path, "--pause=1", "--epochs=2")
+    process.until("epoch 1/2")  # and the next report takes a second
+    time.sleep(0.3)
     process.process.send_signal(signal.SIGINT)
     process.until("a second Ctrl-C ends at once")
     assert process.stop(signal.SIGINT) == 130
