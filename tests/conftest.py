@@ -12,6 +12,10 @@ import fast_compilation  # noqa: F401  before JAX is imported
 # Before JAX is imported. Set JAX_PLATFORMS to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Runs write through to the disk hundreds of times, so their folders are in memory where there is enough of it.
+if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+
 import hypothesis
 import jax
 import numpy as np
