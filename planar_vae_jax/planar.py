@@ -259,7 +259,7 @@ def _gram(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[
 
 
 def _scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """K layers one after the other: the reference."""
+    """K layers one after the other: the reference. Reverse mode keeps ``z`` and ``h`` of each, and no more."""
 
     def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
         a = _dot(one.w, z) + one.b

@@ -130,7 +130,7 @@ def test_one_line_is_straight_in_z_0_and_the_other_in_z_k(model):
     lines = latent.interpolate(vae, params, pixels[:2], pixels[2:4], 3)
     base, code = np.asarray(lines.base[:, 1]), np.asarray(lines.code[:, 1])
     # Of the two pairs, images 0 and 2, and 1 and 3: halfway.
-    middle, q = jax.tree.map(lambda leaf: (leaf[:2] + leaf[2:4]) / 2, jax.tree.map(np.asarray, means(vae, params)))
+    middle, q = jax.tree.map(lambda leaf: (leaf[:2] + leaf[2:4]) / 2, jax.device_get(means(vae, params)))
     np.testing.assert_allclose(code, decoded(vae, params, middle), atol=1e-5)
     middle, _ = planar_flow(q.params, q.mean)
     np.testing.assert_allclose(base, decoded(vae, params, middle), atol=1e-5)

@@ -66,7 +66,7 @@ def start(key):
 
 @pytest.fixture(scope="module")
 def started():
-    return jax.tree.map(np.asarray, start(jax.random.key(3)))
+    return jax.device_get(start(jax.random.key(3)))
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["shared", "amortised"])
@@ -108,7 +108,7 @@ def test_log_std_stays_in_range_and_the_free_energy_finite_for_huge_weights():
 
 def test_many_seeds_initialise_under_vmap_as_one_by_one():
     keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.tree.map(np.asarray, jax.vmap(vae(flow_length=4).init)(keys))
+    together = jax.device_get(jax.vmap(vae(flow_length=4).init)(keys))
     for number in range(3):
         _, alone, _ = start(keys[number])
         for many, one in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):

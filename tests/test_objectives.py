@@ -30,12 +30,7 @@ def many(size):
 
 
 def nll_of(model, size, keys, **options):
-    return numpy(jax.jit(lambda keys: importance_nll(model, many(size), keys, **options))(keys))
-
-
-def numpy(tree):
-    """The same arrays of NumPy, whose arithmetic compiles nothing."""
-    return jax.tree.map(np.asarray, tree)
+    return jax.device_get(jax.jit(lambda keys: importance_nll(model, many(size), keys, **options))(keys))
 
 
 KEYS = jax.random.split(jax.random.key(3), 4)
@@ -45,7 +40,7 @@ KEYS = jax.random.split(jax.random.key(3), 4)
 def terms_of(model):
     """Terms of four images, each with its key."""
     compiled = jax.jit(lambda keys: free_energy(model, many(4), keys))
-    return lambda keys: numpy(compiled(keys))
+    return lambda keys: jax.device_get(compiled(keys))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def whole(model):
 @pytest.fixture(scope="module")
 def draws(model):
     """Terms of DRAWS samples, by one key."""
-    return numpy(jax.jit(lambda key: free_energy(model, many(DRAWS), key))(jax.random.key(0)))
+    return jax.device_get(jax.jit(lambda key: free_energy(model, many(DRAWS), key))(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +65,7 @@ def sampled(model):
             k: jax.tree.map(lambda leaf, k=k: leaf.reshape(k, -1), terms).importance_bound for k in (1, 2, 5, 50)
         }
 
-    return numpy(jax.jit(run)(jax.random.key(2)))
+    return jax.device_get(jax.jit(run)(jax.random.key(2)))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +120,7 @@ def test_samples_are_the_same_whatever_the_chunk_and_the_batch(model, whole):
 
 def test_with_a_key_an_image_the_terms_do_not_depend_on_the_batch(model, terms_of):
     together = terms_of(KEYS)
-    alone = numpy(jax.jit(lambda keys: free_energy(model, X, keys))(KEYS[2:3]))
+    alone = jax.device_get(jax.jit(lambda keys: free_energy(model, X, keys))(KEYS[2:3]))
     np.testing.assert_allclose(together.free_energy[2], alone.free_energy[0], rtol=1e-6)
     assert len(set(together.free_energy.tolist())) == 4
 
@@ -183,7 +178,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8)
 def value_and_gradient(vae, params, objective, **options):
     loss = vae_loss(vae, objective, "dynamic", **options)
     value = jax.value_and_grad(lambda params: loss(params, jnp.asarray(PIXELS), jax.random.key(0), 3)[0])
-    return numpy(jax.jit(value)(params))
+    return jax.device_get(jax.jit(value)(params))
 
 
 def test_training_by_one_sample_of_iwae_is_training_by_the_elbo():

@@ -23,11 +23,6 @@ def posterior(flow_length=0, scale=1.0):
     return PlanarFlow(params, mean, log_std, lower=lower)
 
 
-def numpy(tree):
-    """The same arrays of NumPy, whose arithmetic compiles nothing."""
-    return jax.tree.map(np.asarray, tree)
-
-
 def factors(q):
     """The Cholesky factors in float64, ``[B, D, D]``."""
     diagonal = np.exp(np.asarray(q.log_std, np.float64))
@@ -43,7 +38,7 @@ def multivariate_normal_log_prob(z, mean, covariance):
 def test_log_q0_is_that_of_a_multivariate_normal():
     q = posterior()
     noise = normal(3, 5, BATCH, DIM)
-    z, log_q0, log_det = numpy(jax.jit(PlanarFlow.transform)(q, noise))
+    z, log_q0, log_det = jax.device_get(jax.jit(PlanarFlow.transform)(q, noise))
     assert z.shape == noise.shape
     np.testing.assert_array_equal(log_det, np.zeros((5, BATCH)))
     for b, factor in enumerate(factors(q)):
@@ -118,7 +113,7 @@ def test_the_kl_of_the_base_is_that_of_two_normals_and_its_terms_a_chain():
         near_one = PlanarFlow(q.params, jnp.zeros(DIM), jnp.full(DIM, 1e-6))
         return q.base_kl, PlanarFlow(q.params, q.mean, q.log_std).base_kl, near_one.base_kl
 
-    full, diagonal, near_one = numpy(run(q))
+    full, diagonal, near_one = jax.device_get(run(q))
     for b, factor in enumerate(factors(q)):
         covariance = factor @ factor.T
         truth = 0.5 * (np.trace(covariance) + mean[b] @ mean[b] - DIM - np.linalg.slogdet(covariance)[1])
@@ -134,7 +129,7 @@ def test_each_entry_of_the_encoder_is_below_the_diagonal_once():
     for size in (1, 2, 3, 6, 7):
         entries = 1.0 + np.arange(size * (size - 1) // 2, dtype=np.float32)
         both = np.stack([entries, 2 * entries])
-        matrix, batch = numpy(
+        matrix, batch = jax.device_get(
             jax.jit(lambda one, many, n=size: (_strictly_lower(one, n), _strictly_lower(many, n)))(entries, both)
         )
         assert matrix.shape == (size, size)
@@ -160,7 +155,7 @@ def test_a_full_posterior_starts_near_the_diagonal_one_and_is_trained(amortized)
         both = full.bind(params).encode(x), diagonal.bind(diagonal.init(key)).encode(x)
         return *both, jax.grad(energy)(params)["encode"]["lower"]["bias"]
 
-    mine, theirs, gradient = numpy(run(jax.random.key(1)))
+    mine, theirs, gradient = jax.device_get(run(jax.random.key(1)))
     np.testing.assert_array_equal(mine.mean, theirs.mean)
     np.testing.assert_array_equal(mine.log_std, theirs.log_std)
     assert 0.0 < np.max(np.abs(mine.lower)) < 0.1

@@ -36,14 +36,9 @@ def grid(extent, points):
 POINTS = 2000
 
 
-@functools.cache
-def compiled(log_density):
-    return jax.jit(log_density)
-
-
 def evaluate(name, z):
     """Log-densities at up to POINTS points, always POINTS of them at once, so that a target is compiled once."""
-    values = compiled(get_target(name).log_density)(np.resize(np.float32(z), (POINTS, 2)))
+    values = jax.jit(get_target(name).log_density)(np.resize(np.float32(z), (POINTS, 2)))
     return np.asarray(values)[: len(z)]
 
 
