@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planar_vae_jax.layouts import beside_events, full_like
+from planar_vae_jax import launches
+from planar_vae_jax.layouts import beside_events, full_like, recomputed
 from planar_vae_jax.nonlinearities import Nonlinearity
 
 # TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.
@@ -87,9 +88,10 @@ def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax
         own: ``[K, ...]``, or None.
     """
     size = len(r)
-    count = -(-size // BLOCK)
+    block, scanned = (launches.WRITTEN_OUT, launches.WRITTEN_OUT + 1) if launches.are_dear() else (BLOCK, SCANNED)
+    count = -(-size // block)
     width = -(-size // count)
-    if size >= SCANNED:
+    if size >= scanned:
         return _scan_blocks(layer, r, L, own, width)
     totals: list[jax.Array] = []
     values: list[jax.Array] = []
@@ -111,6 +113,7 @@ def _scan_blocks(layer: Layer, r: jax.Array, L: jax.Array, own: Any, width: int)
         leaf = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
         return leaf.reshape(count, width, *leaf.shape[1:])
 
+    @recomputed
     def step(values: jax.Array, block: Any) -> tuple[jax.Array, Any]:
         r, start, rows, own = block
         within = lax.dynamic_slice_in_dim(rows, start, width, axis=1)
@@ -125,6 +128,8 @@ def _scan_blocks(layer: Layer, r: jax.Array, L: jax.Array, own: Any, width: int)
 
 def _block(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
     """Layer by layer."""
+    if launches.are_dear():
+        return _written_out(layer, r, L, own)
 
     def step(values: jax.Array, one: Any) -> tuple[jax.Array, jax.Array]:
         r, k, row, own = one
@@ -135,3 +140,13 @@ def _block(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Arra
         step, full_like(r if own is None else own, 0.0), (r, jnp.arange(len(r), dtype=jnp.uint32), L, own)
     )
     return totals, values
+
+
+def _written_out(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
+    """The same in elementwise operations alone, of which XLA makes one kernel or two."""
+    totals: list[jax.Array] = []
+    values: list[jax.Array] = []
+    for k in range(len(r)):
+        totals.append(functools.reduce(jnp.add, [L[k, j] * value for j, value in enumerate(values)], r[k]))
+        values.append(layer(totals[k], None if own is None else own[k]))
+    return jnp.stack(totals), jnp.stack(values)

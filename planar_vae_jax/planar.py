@@ -19,20 +19,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from planar_vae_jax import launches
 from planar_vae_jax.amortized import amortized_layers
-from planar_vae_jax.constraint import Constrained, constrain
+from planar_vae_jax.constraint import constrain
 from planar_vae_jax.gram import gram_layers
-from planar_vae_jax.inverse import solve_preactivation
-from planar_vae_jax.layouts import kept, recomputed
-from planar_vae_jax.log_slope import sum_log_slopes
+from planar_vae_jax.layer_scan import NARROW, Prepared, inverse_layer_scan, layer_scan, log_det
 from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
 
 METHODS = ("scan", "gram")
-
-# Up to this D the layer scan keeps each coordinate of z apart, and is always the faster method (docs/benchmarks.md).
-NARROW = 4
 
 
 class Planar(NamedTuple):
@@ -157,10 +152,13 @@ def default_method(params: Planar, z0: jax.Array) -> str:
 
     The faster one on CPU (docs/benchmarks.md): a scanned layer costs O(D) an event and reads its parameters once; a
     Gram step costs O(K), and its products are products of matrices only if events share them. Parameters without
-    leading axes count as shared even by a single event, as it may be one of a ``jax.vmap``.
+    leading axes count as shared even by a single event, as it may be one of a ``jax.vmap``. On a GPU, where the Gram
+    form takes fewer kernels, it is also the one for flows of one event, as long as ``K <= 4 D``: it keeps K x K numbers
+    for each.
     """
     flow_length, dim = params.u.shape[-2:]
-    return "gram" if dim > NARROW and 0 < flow_length <= 16 * dim and _serves_many(params, z0) else "scan"
+    longest = 16 * dim if _serves_many(params, z0) else 4 * dim if launches.are_dear() else 0
+    return "gram" if dim > NARROW and 0 < flow_length <= longest else "scan"
 
 
 def _serves_many(params: Planar, z0: jax.Array) -> bool:
@@ -197,26 +195,18 @@ def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax
 # --- What is compiled: everything is written for one flow [K, D] and its events [..., D].
 
 
-class Prepared(NamedTuple):
-    """What K layers need besides ``z``: computed once, outside of every loop over layers."""
-
-    u: jax.Array  # [K, D]
-    w: jax.Array  # [K, D]
-    b: jax.Array  # [K]
-    constrained: Constrained  # of u and w
-
-
 @functools.partial(jax.jit, static_argnames=("h", "method"))
 def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax.Array, jax.Array]:
-    if method == "scan" and params.b.shape[-1] and not _serves_many(params, z0):
+    by_coordinate = launches.are_dear() and z0.shape[-1] <= NARROW  # all of a layer is then in one kernel with others
+    if method == "scan" and params.b.shape[-1] and not _serves_many(params, z0) and not by_coordinate:
         return amortized_layers(NONLINEARITIES[h], *_widened(params, z0))
-    run = _gram if method == "gram" and params.b.shape[-1] else _scan
+    run = _gram if method == "gram" and params.b.shape[-1] else layer_scan
     return _for_each_flow(functools.partial(run, NONLINEARITIES[h]), params, z0)
 
 
 @functools.partial(jax.jit, static_argnames="h")
 def _backward(params: Planar, zK: jax.Array, *, h: str) -> tuple[jax.Array, jax.Array]:
-    return _for_each_flow(functools.partial(_inverse_scan, NONLINEARITIES[h]), params, zK)
+    return _for_each_flow(functools.partial(inverse_layer_scan, NONLINEARITIES[h]), params, zK)
 
 
 Flow = Callable[[Prepared, jax.Array], tuple[jax.Array, jax.Array]]
@@ -246,66 +236,6 @@ def computed_in(dtype: jax.typing.DTypeLike) -> Any:
     return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
-def _log_det(nonlinearity: Nonlinearity, a: jax.Array, h: jax.Array, layers: Prepared) -> jax.Array:
-    """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a`` and ``h = h(a)``, ``[K, ...]``."""
-    if not len(a):
-        return jnp.sum(a, 0)
-    return sum_log_slopes(nonlinearity, True, a, h, *layers.constrained[-3:])
-
-
 def _gram(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
     zK, found = gram_layers(nonlinearity, layers.constrained.u_hat, layers.w, layers.b, z0)
-    return zK, _log_det(nonlinearity, *found, layers)
-
-
-def _scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """K layers one after the other: the reference. Reverse mode keeps ``z`` and ``h`` of each, and no more."""
-
-    def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
-        a = _dot(one.w, z) + one.b
-        return _add(z, kept(nonlinearity.value(a)), one), a
-
-    z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers))
-    return _join(z), _log_det(nonlinearity, a, nonlinearity.value(a), layers)
-
-
-def _inverse_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
-        a = solve_preactivation(nonlinearity, _dot(one.w, z) + one.b, one.constrained.m)
-        return _add(z, -nonlinearity.value(a), one), a
-
-    z, a = lax.scan(layer, _split(zK), _by_coordinate(layers), reverse=True)
-    return _join(z), -_log_det(nonlinearity, a, nonlinearity.value(a), layers)
-
-
-# Of a few dimensions each is an array of its own in the scan, so that a step works on whole batches.
-
-
-def _split(z: jax.Array) -> Any:
-    return z if z.shape[-1] > NARROW else [z[..., d] for d in range(z.shape[-1])]
-
-
-def _by_coordinate(layers: Prepared) -> Any:
-    """Layers whose vectors are split as ``z`` is: what reverse mode needs of a layer is then an array that exists."""
-    u_hat = _split(layers.constrained.u_hat)
-    return layers._replace(w=_split(layers.w), constrained=layers.constrained._replace(u_hat=u_hat))
-
-
-def _join(z: Any) -> jax.Array:
-    return jnp.stack(z, -1) if isinstance(z, list) else z
-
-
-def _dot(w: jax.Array, z: Any) -> jax.Array:
-    """``w.z`` for ``w [D]``, ``z [..., D]``."""
-    if isinstance(z, list):
-        return functools.reduce(jnp.add, [w[d] * z_d for d, z_d in enumerate(z)])
-    return jnp.sum(jnp.expand_dims(w, range(z.ndim - 1)) * z, -1)
-
-
-def _add(z: Any, value: jax.Array, one: Prepared) -> Any:
-    """``z + value u_hat``; of an amortised flow ``u_hat`` is never written out."""
-    if isinstance(z, list):
-        return [z_d + value * one.constrained.u_hat[d] for d, z_d in enumerate(z)]
-    direction = one.w * one.constrained.inverse_scale
-    u, direction = (jnp.expand_dims(x, range(z.ndim - 1)) for x in (one.u, direction))
-    return z + value[..., None] * u + (value * one.constrained.along)[..., None] * direction
+    return zK, log_det(nonlinearity, *found, layers)

@@ -1,0 +1,96 @@
+"""What a flow computes where launches of kernels are dear (on a GPU): the layer scan's map, in few steps."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, draw
+
+from planar_vae_jax import Planar, launches, planar, planar_flow
+
+CASES = [  # D, K, leading axes of the parameters, of the events; three layers are written out
+    (6, 3, (), (3,)),  # no loop
+    (6, 7, (), (3,)),  # three blocks, of which the last is filled up
+    (6, 7, (3,), (2, 3)),  # samples of each flow
+    (6, 7, (3,), (3,)),  # amortised
+    (2, 7, (), (3,)),
+    (2, 7, (3,), (3,)),
+]
+SECOND = CASES[1]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on a GPU, but for the device."""
+    monkeypatch.setattr(launches, "are_dear", lambda: True)
+    planar._forward.clear_cache()
+    yield
+    planar._forward.clear_cache()
+
+
+def a_case(dim, flow_length, flows, events):
+    """Parameters and events."""
+    layers = [draw(dim, flow_length, scale=0.7, seed=seed)[0] for seed in range(int(np.prod(flows)))]
+    params = jax.tree.map(lambda *leaves: np.reshape(leaves, (*flows, *leaves[0].shape)), *layers)
+    return params, np.random.default_rng(0).normal(size=(*events, dim))
+
+
+def objective(params, z0, method=None):
+    zK, log_det = planar_flow(params, z0, method=method)
+    weights = np.cos(np.arange(zK.size)).reshape(zK.shape)
+    return jnp.sum(weights * zK) + 1.5 * jnp.sum(log_det), (zK, log_det)
+
+
+def first(params, z0, method=None):
+    """Outputs and gradients."""
+    return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, z0, method)
+
+
+def second(params, z0, method=None):
+    """The product of second derivatives by ``b`` with a direction, in both modes."""
+    direction = np.sin(np.arange(params.b.size))
+
+    def by_b(b):
+        return jax.grad(lambda b: objective(params._replace(b=b), z0, method)[0])(b)
+
+    return jax.jvp(by_b, (params.b,), (direction,))[1], jax.grad(lambda b: jnp.sum(by_b(b) * direction))(params.b)
+
+
+def name(value):
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize(("case", "found"), [*((case, first) for case in CASES), (SECOND, second)], ids=name)
+def test_a_gpu_has_the_values_and_derivatives_of_the_layer_scan(case, found, request, monkeypatch, x64):
+    params, z0 = a_case(*case)
+    found = jax.jit(found, static_argnames="method")
+    expected = found(params, z0, method="scan")
+    monkeypatch.setattr(launches, "WRITTEN_OUT", 3)
+    request.getfixturevalue("gpu")
+    assert_trees_close(found(params, z0), expected, tolerance=1e-13)
+
+
+def loops(dim, flow_length, flows):
+    """The number of steps of each scan in a gradient."""
+    shapes = ((*flows, flow_length, dim), (*flows, flow_length, dim), (*flows, flow_length), (9, dim))
+    *params, z0 = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
+    text = str(jax.make_jaxpr(jax.grad(lambda *args: objective(*args)[0]))(Planar(*params), z0))
+    found = re.findall(r"\blength=(\d+).*?\bunroll=(\d+)", text, re.DOTALL)
+    return {-(-int(length) // int(unroll)) for length, unroll in found}
+
+
+@pytest.mark.parametrize(
+    ("dim", "flow_length", "flows", "steps"),
+    [
+        (40, 8, (), set()),
+        (40, 80, (), {10}),
+        (40, 160, (9,), {20}),
+        (40, 161, (9,), {161}),  # K > 4 D: the amortised scan
+        (2, 80, (), {10}),
+        (2, 80, (9,), {10}),
+    ],
+)
+def test_a_gpu_takes_a_step_for_eight_layers(dim, flow_length, flows, steps, gpu):
+    assert loops(dim, flow_length, flows) == steps
