@@ -20,18 +20,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planar_vae_jax import launches
 from planar_vae_jax.layouts import beside_events, full_like, recomputed
 from planar_vae_jax.nonlinearities import Nonlinearity
 
 # TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.
 PRECISION = lax.Precision.HIGHEST
 
-# Layers that are taken one by one before a product of matrices carries them to later ones (BUILD_NOTES.md).
-BLOCK = 32
-
-# From this K on the blocks are scanned over, so that compile time no longer depends on K.
-SCANNED = 128
+# Layers that are written out before a product of matrices carries them to later ones: XLA makes a kernel or two of so
+# many. Of more it makes several, and of fewer there are more products (BUILD_NOTES.md).
+BLOCK = 8
 
 
 def gram_layers(
@@ -88,62 +85,33 @@ def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax
         own: ``[K, ...]``, or None.
     """
     size = len(r)
-    block, scanned = (launches.WRITTEN_OUT, launches.WRITTEN_OUT + 1) if launches.are_dear() else (BLOCK, SCANNED)
-    count = -(-size // block)
+    count = -(-size // BLOCK)
     width = -(-size // count)
-    if size >= scanned:
-        return _scan_blocks(layer, r, L, own, width)
-    totals: list[jax.Array] = []
-    values: list[jax.Array] = []
-    for start in range(0, size, width):
-        here = slice(start, start + width)
-        before = _dot(L[here, :start], jnp.concatenate(values), (1, 0)) if values else 0.0
-        total, value = _block(layer, r[here] + before, L[here, here], None if own is None else own[here])
-        totals.append(total)
-        values.append(value)
-    return jnp.concatenate(totals), jnp.concatenate(values)
-
-
-def _scan_blocks(layer: Layer, r: jax.Array, L: jax.Array, own: Any, width: int) -> tuple[jax.Array, jax.Array]:
-    size = len(r)
-    count = -(-size // width)
+    if count == 1:
+        return _written_out(layer, r, L, own)
     padding = count * width - size
 
     def blocks(leaf: jax.Array) -> jax.Array:
         leaf = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
         return leaf.reshape(count, width, *leaf.shape[1:])
 
-    @recomputed
-    def step(values: jax.Array, block: Any) -> tuple[jax.Array, Any]:
+    @recomputed  # reverse mode has what it needs of a block in r, L and own
+    def step(values: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
         r, start, rows, own = block
         within = lax.dynamic_slice_in_dim(rows, start, width, axis=1)
-        total, value = _block(layer, r + _dot(rows, values, (1, 0)), within, own)
+        r = r + _dot(rows, values, (1, 0))  # values of this block and of later ones are still 0
+        total, value = _written_out(layer, r, within, own)
         return lax.dynamic_update_slice_in_dim(values, value, start, axis=0), total
 
     values = jnp.pad(full_like(r if own is None else own, 0.0), [(0, padding)] + [(0, 0)] * (r.ndim - 1))
     rows = blocks(jnp.pad(L, [(0, 0), (0, padding)]))
-    values, totals = lax.scan(step, values, (blocks(r), jnp.arange(count) * width, rows, jax.tree.map(blocks, own)))
+    starts = jnp.arange(count, dtype=jnp.uint32) * width
+    values, totals = lax.scan(step, values, (blocks(r), starts, rows, jax.tree.map(blocks, own)))
     return totals.reshape(-1, *r.shape[1:])[:size], values[:size]
 
 
-def _block(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
-    """Layer by layer."""
-    if launches.are_dear():
-        return _written_out(layer, r, L, own)
-
-    def step(values: jax.Array, one: Any) -> tuple[jax.Array, jax.Array]:
-        r, k, row, own = one
-        total = r + _dot(row, values, (0, 0))  # values of this layer and of later ones are still 0
-        return lax.dynamic_update_index_in_dim(values, layer(total, own), k, axis=0), total
-
-    values, totals = lax.scan(
-        step, full_like(r if own is None else own, 0.0), (r, jnp.arange(len(r), dtype=jnp.uint32), L, own)
-    )
-    return totals, values
-
-
 def _written_out(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
-    """The same in elementwise operations alone, of which XLA makes one kernel or two."""
+    """The same layer by layer, in elementwise operations."""
     totals: list[jax.Array] = []
     values: list[jax.Array] = []
     for k in range(len(r)):

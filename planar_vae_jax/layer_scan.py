@@ -22,6 +22,9 @@ from planar_vae_jax.nonlinearities import Nonlinearity
 # (docs/benchmarks.md).
 NARROW = 4
 
+# Layers of these that a step takes on a GPU: XLA puts them into one kernel, and launches fewer.
+UNROLL = 8
+
 
 class Prepared(NamedTuple):
     """What K layers need besides ``z``: computed once, outside of every loop over layers."""
@@ -46,7 +49,7 @@ def layer_scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> t
         a = _dot(one.w, z) + one.b
         return _add(z, kept(nonlinearity.value(a)), one), a
 
-    unroll = launches.WRITTEN_OUT if launches.are_dear() and z0.shape[-1] <= NARROW else 1
+    unroll = UNROLL if launches.are_dear() and z0.shape[-1] <= NARROW else 1
     z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers), unroll=unroll)
     return _join(z), log_det(nonlinearity, a, nonlinearity.value(a), layers)
 

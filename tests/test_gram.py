@@ -18,7 +18,7 @@ FORWARD, REVERSE = jax.jacfwd, jax.jacrev
 @functools.cache
 def nested(method, modes, argnum):
     """The objective of one event differentiated once by each of ``modes``, by ``b`` or ``z0`` alone."""
-    params, z0 = draw(6, 45 if len(modes) == 2 else 20, scale=0.5)  # two blocks or one
+    params, z0 = draw(6, 45 if len(modes) == 2 else 7, scale=0.5)  # six blocks, of which one is filled up, or one
 
     def function(*args):
         return objective(Planar(*args[:3]), args[3], h="tanh", method=method)[0]
