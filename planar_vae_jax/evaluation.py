@@ -71,8 +71,8 @@ def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization
     return _fixed_images(images, np.asarray(index, np.uint32), _SPLITS.index(split), binarization)
 
 
-@functools.partial(jax.jit, static_argnames=("split", "binarization"))
-def _fixed_images(images: jax.Array, index: jax.Array, split: int, binarization: str) -> Images:
+@functools.partial(jax.jit, static_argnames="binarization")
+def _fixed_images(images: jax.Array, index: jax.Array, split: jax.Array | int, binarization: str) -> Images:
     # threefry: with another generator, what vmap draws would depend on the batch.
     split_key = jax.random.fold_in(fixed_key(), split)
     return draw_images(images, jax.vmap(lambda number: jax.random.fold_in(split_key, number))(index), binarization)

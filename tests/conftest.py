@@ -84,14 +84,19 @@ def undrawn():
     undraw()
 
 
-@pytest.fixture
-def pages(monkeypatch):
-    """A run draws every page."""
+def draw_every_page(monkeypatch):
+    """From now on, runs draw them."""
     from experiments import mnist
     from planar_vae_jax import pages
 
     for name in ("draw_pages", "draw_losses"):
         monkeypatch.setattr(mnist, name, getattr(pages, name))
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """A run draws every page."""
+    draw_every_page(monkeypatch)
 
 
 @pytest.fixture

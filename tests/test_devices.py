@@ -6,20 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_runs
 import jax
 import numpy as np
 import pytest
-from image_runs import write_noise
 
 from planar_vae_jax.runs import devices, reading
 
 ROOT = Path(__file__).parents[1]
-TINY = "--epochs=2 --hidden=8 --latent=6 --batch_size=16 --nll_samples=4 --flows=3 --validation=30"
+TINY = " ".join((*image_runs.TINY, "--validation=30"))
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz", train=94, shape=(5, 4))
+    return image_runs.write_noise(tmp_path_factory.mktemp("data") / "noise.npz")
 
 
 def run(there, images, *runs):

@@ -26,7 +26,7 @@ def workdir(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("load")
     np.savez(folder / "images.npz", x_train=images, x_test=images[:TEST])
     with jax.numpy_dtype_promotion("standard"):
-        mnist.main([*FLAGS, f"--dataset={folder / 'images.npz'}", "--validation=20", f"--workdir={folder / 'run'}"])
+        mnist.main([*FLAGS, f"--dataset={folder / 'images.npz'}", "--validation=30", f"--workdir={folder / 'run'}"])
     return folder / "run"
 
 
@@ -42,7 +42,7 @@ def contents(folder):
 def test_its_config_and_parameters_are_the_runs(run, workdir):
     assert run.config["flows"] == 2
     assert run.config["epochs"] == 3
-    assert run.step == 3 * (70 // 16)
+    assert run.step == 3 * (60 // 16)
     assert run.params["encode"]["hidden"]["kernel"].shape == (32, 8)
 
 
@@ -145,7 +145,7 @@ def test_opening_reads_only(workdir):
 def test_the_best_is_the_one_with_the_lowest_validation_loss(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     best = int(np.argmin([line["validation_loss"] for line in lines])) + 1
-    assert load_run(workdir, "best").step == best * (70 // 16)
+    assert load_run(workdir, "best").step == best * (60 // 16)
 
 
 def test_what_is_no_such_run_is_told(workdir, tmp_path):

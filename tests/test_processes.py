@@ -24,7 +24,7 @@ EPOCHS = 8
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz", train=94, shape=(5, 4))
+    return write_noise(tmp_path_factory.mktemp("data") / "noise.npz")
 
 
 class Processes:

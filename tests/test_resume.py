@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -157,22 +156,7 @@ def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_p
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
 
 
-# The experiment's own command, but for several runs in turn.
-IN_TURN = """
-import os
-from experiments import mnist
-from planar_vae_jax.runs.console import run_main
-
-def main(argv):
-    for flags in argv:
-        mnist.main(flags.split())
-        print("programs:", len(os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"])), flush=True)
-
-run_main(main)
-"""
-
-
-def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_path):
+def test_killed_processes_go_on_and_compile_nothing_again(images, tmp_path):
     cache = tmp_path / "cache"
     environment = {
         **os.environ,
@@ -181,35 +165,31 @@ def test_killed_processes_go_on_and_another_seed_compiles_nothing(images, tmp_pa
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
 
-    def flags(name, *more):
-        return [*MNIST, f"--dataset={images}", f"--workdir={tmp_path / name}", *more]
-
-    def process(*arguments):
+    def process():
+        command = [sys.executable, "-m", "experiments.mnist", *MNIST, f"--dataset={images}"]
+        command += [f"--workdir={tmp_path / 'run'}", "--epochs=20000"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **pipes)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
     def stopped_by(number, run, steps):
-        """What it said before this signal, which comes after so many steps."""
+        """After so many steps, by this signal."""
         deadline = time.monotonic() + 300
         while newest_step(tmp_path / "run") < steps:
             assert run.poll() is None, run.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         run.send_signal(number)
-        return run.communicate(timeout=300)[0]
+        run.communicate(timeout=300)
 
-    endless = flags("run", "--epochs=20000")
-    run = process("-m", "experiments.mnist", *endless)
+    run = process()
     stopped_by(signal.SIGKILL, run, steps=11)
     assert run.returncode == -signal.SIGKILL
-    killed_at = newest_step(tmp_path / "run")
-    run = process("-c", IN_TURN, *(" ".join(one) for one in (flags("0"), flags("1", "--seed=1"), endless)))
-    said = stopped_by(signal.SIGTERM, run, steps=killed_at + 11)
+    killed_at, programs = newest_step(tmp_path / "run"), set(cache.glob("*-cache"))
+    run = process()
+    stopped_by(signal.SIGTERM, run, steps=killed_at + 11)
     assert run.returncode == 128 + signal.SIGTERM
-    programs = re.findall("programs: .*", said)  # with both processes' and every page's
-    assert programs == programs[:1] * 2
-    assert len(list(cache.glob("*train_steps*-cache"))) == 1
-    assert all((tmp_path / seed / "aggregate.png").exists() for seed in "01")
+    assert any("train_steps" in path.name for path in programs)
+    assert set(cache.glob("*-cache")) == programs
     epochs = f"--epochs={newest_step(tmp_path / 'run') // 4 + 1}"
     for name in ("run", "in-one-go"):
         start("mnist", images, tmp_path / name, epochs)

@@ -102,7 +102,7 @@ def test_other_versions_go_on_with_a_warning(stopped, capsys):
     start(stopped)
     err = capsys.readouterr().err
     assert "jax 0.0.1 there" in err
-    assert max(map(len, err.splitlines())) < 80
+    assert max(len(line) for line in err.splitlines() if str(stopped) not in line) < 80  # a path is not broken
 
 
 def test_a_newer_layout_is_refused(stopped):

@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from image_runs import SHAPE, TEST, TINY, TRAIN
 from PIL import Image
 
 from experiments import mnist, use
@@ -15,8 +16,7 @@ from planar_vae_jax.data import DataError
 from planar_vae_jax.data.images import read_images
 from planar_vae_jax.runs.config import UsageError
 
-SHAPE = (5, 4)
-IMAGES = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (TRAIN, *SHAPE), np.uint8)
 
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def place(tmp_path_factory):
     """A folder with a trained run, and its images in a file."""
     folder = tmp_path_factory.mktemp("use")
-    np.savez(folder / "images.npz", x_train=IMAGES, x_test=IMAGES[:9], y_train=np.arange(40) % 3, y_test=np.arange(9))
-    tiny = ("--epochs=1", "--hidden=8", "--latent=3", "--batch_size=16", "--nll_samples=2", "--flows=2")
+    labels = {"y_train": np.arange(TRAIN) % 3, "y_test": np.arange(TEST)}
+    np.savez(folder / "images.npz", x_train=IMAGES, x_test=IMAGES[:TEST], **labels)
     with jax.numpy_dtype_promotion("standard"):
-        mnist.main([*tiny, f"--dataset={folder / 'images.npz'}", f"--workdir={folder / 'run'}"])
+        mnist.main([*TINY, "--epochs=1", f"--dataset={folder / 'images.npz'}", f"--workdir={folder / 'run'}"])
     return folder
 
 
@@ -58,8 +58,8 @@ def test_reconstructions(start, place):
     out = start(f"--reconstruct={place / 'images.npz'}")
     assert (out / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
     with np.load(out / "reconstructions.npz") as arrays:
-        np.testing.assert_array_equal(arrays["images"], IMAGES[:9])
-        expected = load_run(place / "run").reconstruct(IMAGES[:9])
+        np.testing.assert_array_equal(arrays["images"], IMAGES[:TEST])
+        expected = load_run(place / "run").reconstruct(IMAGES[:TEST])
         np.testing.assert_array_equal(arrays["reconstructions"], expected)
 
 
@@ -78,12 +78,15 @@ def test_interpolations(start, place):
 def test_scores(start, place):
     out = start(f"--scores={place / 'images.npz'}", "--nll_samples=16")
     rows, summary = rows_of(out / "scores.csv"), json.loads((out / "scores.json").read_text())
-    assert [int(row["index"]) for row in rows] == list(range(9))
+    assert [int(row["index"]) for row in rows] == list(range(TEST))
     run, key = load_run(place / "run"), jax.random.key(0)
-    for name, values in (("free_energy", run.free_energy(IMAGES[:9], key)), ("nll", run.nll(IMAGES[:9], key, 16))):
+    for name, values in (
+        ("free_energy", run.free_energy(IMAGES[:TEST], key)),
+        ("nll", run.nll(IMAGES[:TEST], key, 16)),
+    ):
         np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-6)
         assert summary[name] == pytest.approx(float(np.mean(values)), rel=1e-6)
-    assert summary["images"] == 9
+    assert summary["images"] == TEST
     assert summary["nll_samples"] == 16
 
 
@@ -91,8 +94,8 @@ def test_the_gap(start, capsys):
     out = start("--gap=4", "--gap_steps=30", "--nll_samples=200")
     summary, rows = json.loads((out / "gap.json").read_text()), rows_of(out / "gap.csv")
     assert summary["images"] == 4
-    assert [int(row["index"]) for row in rows] == [0, 2, 5, 8]
-    assert [row["label"] for row in rows] == ["0", "2", "5", "8"]
+    assert [int(row["index"]) for row in rows] == [0, 9, 19, 29]
+    assert [row["label"] for row in rows] == ["0", "9", "19", "29"]
     assert summary["settings"]["steps"] == 30
     whole = summary["own_family"]["amortisation"] + summary["own_family"]["approximation"]
     assert whole == pytest.approx(summary["encoder"]["gap"], abs=1e-3)
@@ -126,17 +129,17 @@ def test_without_output_it_writes_into_the_runs_folder(place):
         ((), ["--reconstruct, --samples, --interpolate, --scores, --gap", "none"]),
         (("--samples=3", "--gap=2"), ["--samples, --gap"]),
         (("--samples=0",), ["--samples", "at least 1"]),
-        (("--interpolate=1",), ["--interpolate", "two numbers", "0 to 8", "got 1"]),
-        (("--interpolate=1,9",), ["--interpolate", "0 to 8", "got 1,9"]),
-        (("--gap=10",), ["--gap", "9 test images", "got 10"]),
+        (("--interpolate=1",), ["--interpolate", "two numbers", "0 to 29", "got 1"]),
+        (("--interpolate=1,30",), ["--interpolate", "0 to 29", "got 1,30"]),
+        (("--gap=31",), ["--gap", "30 test images", "got 31"]),
         (("--reconstruct=nowhere/*.png",), ["--reconstruct", "nowhere/*.png", "no such file"]),
-        (("--scores=FILE",), ["--scores", "5 x 4", "3 x 2"]),
+        (("--scores=FILE",), ["--scores", "8 x 4", "3 x 2"]),
         (("--interpolate=0,1", "--dataset=OTHER"), ["--dataset", "run's own images"]),
     ],
 )
 def test_mistakes_are_told(start, place, tmp_path, flags, words):
     np.savez(tmp_path / "small.npz", np.ones((30, 3, 2), np.uint8))
-    np.savez(tmp_path / "other.npz", x_train=IMAGES[::-1], x_test=IMAGES[:9])
+    np.savez(tmp_path / "other.npz", x_train=IMAGES[::-1], x_test=IMAGES[:TEST])
     places = {"FILE": tmp_path / "small.npz", "OTHER": tmp_path / "other.npz"}
     for name, path in places.items():
         flags = tuple(flag.replace(name, str(path)) for flag in flags)
@@ -188,5 +191,5 @@ def test_files_that_hold_something_else_are_told(tmp_path):
     with pytest.raises(DataError, match="8 bits"):
         read_images(str(tmp_path / "deep.png"), SHAPE, print)
     Image.fromarray(IMAGES[0][:3]).save(tmp_path / "small.png")
-    with pytest.raises(DataError, match=r"small\.png: wanted images of 5 x 4 pixels.*got 3 x 4"):
+    with pytest.raises(DataError, match=r"small\.png: wanted images of 8 x 4 pixels.*got 3 x 4"):
         read_images(str(tmp_path / "small.png"), SHAPE, print)

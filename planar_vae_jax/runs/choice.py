@@ -116,7 +116,7 @@ def time_seeds(
     size = chunks.size_of(data)
 
     def begin(params: Any, key: jax.Array) -> tuple[Any, ...]:
-        state = training.init_state(params, optimizer)
+        state = compiled.init_state(params, optimizer)
         order, steps_key = compiled.begin_epoch(size, batch_size, steps_per_epoch, key, 0)
         batch = jax.eval_shape(lambda: compiled.take_batch(data, order, 0))
         info = training.empty_info(loss, state, batch, key, steps_per_epoch)

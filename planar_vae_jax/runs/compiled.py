@@ -17,6 +17,7 @@ from planar_vae_jax import meshes, optimizers, training
 
 CACHE_BYTES = 2**29  # of compiled programs that are kept
 
+init_state = jax.jit(training.init_state, static_argnums=1)
 averaged_params = jax.jit(optimizers.averaged_params)
 evaluation_params = jax.jit(optimizers.evaluation_params)
 

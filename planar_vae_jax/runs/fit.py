@@ -151,7 +151,7 @@ class Loop:
         self.lines: list[dict[str, Any]] = []
         self.saved: int | None = None  # the newest checkpoint's step
         params, key = processes.arrays_of_first((params, key))
-        state = training.init_state(params, optimizer)
+        state = compiled.init_state(params, optimizer)
         self.initial, self.key, self.state = self.devices.replicate((params, key, state))
         self.metrics = run.workdir / "metrics.jsonl"
         self.pace = Pace()
