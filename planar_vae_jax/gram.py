@@ -114,7 +114,9 @@ def _written_out(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[ja
     """The same layer by layer, in elementwise operations."""
     totals: list[jax.Array] = []
     values: list[jax.Array] = []
-    for k in range(len(r)):
-        totals.append(functools.reduce(jnp.add, [L[k, j] * value for j, value in enumerate(values)], r[k]))
-        values.append(layer(totals[k], None if own is None else own[k]))
+    owns = [None] * len(r) if own is None else jnp.unstack(own)
+    for r_k, row, own_k in zip(jnp.unstack(r), jnp.unstack(L), owns, strict=True):
+        terms = [entry * value for entry, value in zip(jnp.unstack(row), values, strict=False)]
+        totals.append(functools.reduce(jnp.add, terms, r_k))
+        values.append(layer(totals[-1], own_k))
     return jnp.stack(totals), jnp.stack(values)
