@@ -18,8 +18,8 @@ from planar_vae_jax.layouts import kept, recomputed
 from planar_vae_jax.log_slope import sum_log_slopes
 from planar_vae_jax.nonlinearities import Nonlinearity
 
-# Up to this D each coordinate of z is an array of its own, and the layer scan is always the faster method
-# (docs/benchmarks.md).
+# Up to this D each coordinate of z is an array of its own, and the layer scan the faster method for many layers and
+# events (docs/benchmarks.md).
 NARROW = 4
 
 # Layers of these that a step takes on a GPU: XLA puts them into one kernel, and launches fewer.
