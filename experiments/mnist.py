@@ -4,7 +4,7 @@
 
 trains for 30 epochs (on MNIST about two minutes on two CPU cores) and writes figures and their numbers into ``runs/``.
 To reach on MNIST, nats an image: free energy 96.0 with K = 5, 96.5 with K = 0. ``--objective=reconstruction
---latent=20`` draws the paper's loss curve: 204 at first, 5.3 at last (the paper: "over 200 ... plateauing around 6").
+--latent=20`` draws the paper's loss curve: 205 at first, 5.3 at last (the paper: "over 200 ... plateauing around 6").
 
 A run that was stopped goes on with the same command; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
@@ -185,7 +185,7 @@ def train(
         run.finish(summary)
         print_table({"all": {"images": len(data.x_test), **overall}, **by_class}, shown(config.likelihood))
         nll, error = summary["nll_by_samples"], summary["nll_by_samples_se"]
-        print(f"nll by importance samples: {', '.join(f'{with_error(nll[s], error[s])} by {s}' for s in nll)}")
+        print(f"nll by {', '.join(nll)} samples: {', '.join(with_error(nll[s], error[s]) for s in nll)}")
         print(
             f"active units: {units['count']} of {vae.latent} (the mean of z_K varies by more than {units['threshold']})"
         )

@@ -41,7 +41,7 @@ class Run:
     """
 
     config: dict[str, Any]  # every flag of the run
-    params: Any  # a pytree
+    params: Any = dataclasses.field(repr=False)  # a pytree
     vae: VAE  # the architecture: vae.bind(params) is the model itself
     step: int  # of the checkpoint
     binarization: str
@@ -194,7 +194,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if stored.get("layout", 1) > LAYOUT:
         raise ValueError(f"{path} is of a newer version of planar_vae_jax (layout {stored['layout']}, not {LAYOUT})")
     if experiment != "mnist":
-        raise ValueError(f"workdir must be a run of experiments.mnist; {folder} is one of experiments.{experiment}")
+        inside = "; its runs lie in flows=K-seed=S inside" if experiment == "flow_length" else ""
+        raise ValueError(f"{folder} must be a run of experiments.mnist; it is one of experiments.{experiment}{inside}")
     return stored
 
 
