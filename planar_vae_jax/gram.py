@@ -5,7 +5,8 @@
     a_k = r_k + sum_{j<k} L[k, j] h_j      r_k = w_k.z_0 + b_k      h_k = h(a_k)      z_K = z_0 + sum_k h_k u_hat_k
 
 Whatever has size D is a product of matrices; the recursion costs O(K) a layer, and reverse mode keeps two scalars a
-layer and event. Its derivative is the same recursion, made linear,
+layer and event (of reverse mode itself, K^2 / 8 an event: as much as the layer scan does at K = 8 D). Its derivative is
+the same recursion, made linear,
 
     a_dot_k = (r_dot + L_dot h)_k + sum_{j<k} L[k, j] h_dot_j      h_dot_k = h'(a_k) a_dot_k
 
@@ -26,8 +27,8 @@ from planar_vae_jax.nonlinearities import Nonlinearity
 # TPUs and GPUs round matrix products to fewer bits by default; a log-det must belong to its map.
 PRECISION = lax.Precision.HIGHEST
 
-# Layers that are written out before a product of matrices carries them to later ones: XLA makes a kernel or two of so
-# many. Of more it makes several, and of fewer there are more products (BUILD_NOTES.md).
+# Layers that are written out before a product of matrices carries them to later ones. XLA makes a kernel or two of so
+# many, in little time; more take long to compile, fewer take more products (BUILD_NOTES.md).
 BLOCK = 8
 
 
@@ -107,7 +108,7 @@ def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax
     rows = blocks(jnp.pad(L, [(0, 0), (0, padding)]))
     starts = jnp.arange(count, dtype=jnp.uint32) * width
     values, totals = lax.scan(step, values, (blocks(r), starts, rows, jax.tree.map(blocks, own)))
-    return totals.reshape(-1, *r.shape[1:])[:size], values[:size]
+    return totals.reshape(count * width, *r.shape[1:])[:size], values[:size]
 
 
 def _written_out(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:

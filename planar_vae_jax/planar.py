@@ -104,7 +104,7 @@ def planar_flow(
         ``(zK [..., D], log_det [...])``, where ``log_det = log|det dzK/dz0|`` in nats.
 
     ``jax.vmap`` gives the same map. Inside it, though, parameters that are batched too look like those of a flow that
-    serves many events, and the method for these is slower: pass amortised parameters with their leading axes.
+    serves many events, and on a CPU the method for these is slower: pass amortised parameters with their leading axes.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, or an unknown ``h`` or ``method``.
@@ -153,8 +153,8 @@ def default_method(params: Planar, z0: jax.Array) -> str:
     The faster one on CPU (docs/benchmarks.md): a scanned layer costs O(D) an event and reads its parameters once; a
     Gram step costs O(K), and its products are products of matrices only if events share them. Parameters without
     leading axes count as shared even by a single event, as it may be one of a ``jax.vmap``. On a GPU, where the Gram
-    form takes fewer kernels, it is also the one for flows of one event, as long as ``K <= 4 D``: it keeps K x K numbers
-    for each.
+    form takes fewer kernels, it is also the one for flows of one event, as long as ``K <= 4 D``: it needs K x K numbers
+    of each flow.
     """
     flow_length, dim = params.u.shape[-2:]
     longest = 16 * dim if _serves_many(params, z0) else 4 * dim if launches.are_dear() else 0

@@ -111,8 +111,22 @@ def test_reverse_mode_of_the_gram_form_keeps_no_copy_of_z_for_every_layer():
     assert kept("gram") < copies / 4
 
 
+@pytest.mark.parametrize("lead", [(0,), (2, 0)], ids=str)
+def test_of_no_events_in_two_blocks_there_are_no_results_and_gradients_are_0(lead):
+    params, _ = draw(6, 9, dtype=np.float32)
+
+    def total(*args):
+        zK, log_det = planar_flow(*args)
+        return jnp.sum(zK) + jnp.sum(log_det), (zK, log_det)
+
+    z0 = np.zeros((*lead, 6), np.float32)
+    gradients, (zK, log_det) = jax.grad(total, argnums=(0, 1), has_aux=True)(params, z0)
+    assert (zK.shape, log_det.shape) == (z0.shape, lead)
+    assert_trees_close(gradients, jax.tree.map(np.zeros_like, (params, z0)), tolerance=0)
+
+
 @pytest.mark.parametrize("transform", [jax.jvp, jax.vjp], ids=lambda transform: transform.__name__)
-def test_scanned_blocks_have_the_derivatives_of_the_layer_scan(transform, x64):
+def test_many_blocks_have_the_derivatives_of_the_layer_scan(transform, x64):
     params, z0 = draw(5, 140, scale=0.4)
 
     def derivatives(method):
