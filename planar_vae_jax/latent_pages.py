@@ -107,7 +107,7 @@ def _traversals(vae: VAE, params: Any, pixels: Any, dimensions: np.ndarray, kl: 
     moved = np.asarray(latent.traverse(vae, params, pixels, jnp.asarray(dimensions), values))
     image = np.asarray(pixels)[None] / 255.0
     rows = {
-        f"z_{dimension + 1}, KL {kl[dimension]:.2g}": np.concatenate([image, pictures])
+        f"no. {dimension + 1}, KL {kl[dimension]:.2g}": np.concatenate([image, pictures])
         for dimension, pictures in zip(dimensions, moved, strict=True)
     }
     title = f"A test image's code z_K with one coordinate moved; coordinates of the largest KL (nats)\n({setting})"
@@ -116,14 +116,15 @@ def _traversals(vae: VAE, params: Any, pixels: Any, dimensions: np.ndarray, kl: 
 
 def _aggregate(z: np.ndarray, labels: np.ndarray | None, largest: np.ndarray, kl: np.ndarray, setting: str) -> Figure:
     far = latent.distance_from_prior(z)
+    histograms = "" if z.shape[1] == 2 else "coordinates of the largest and of the smallest KL (nats) to the prior\n"
     title = (
         f"Codes z_K of {len(z)} test images, a sample each: the aggregate posterior beside the prior N(0, I)\n"
-        f"means {np.min(far.mean):.2f} to {np.max(far.mean):.2f}, variances {np.min(far.variance):.2f} to "
+        f"{histograms}means {np.min(far.mean):.2f} to {np.max(far.mean):.2f}, variances {np.min(far.variance):.2f} to "
         f"{np.max(far.variance):.2f}: {far.nats:.2g} nats from the prior as independent normals\n({setting})"
     )
     if z.shape[1] == 2:
         return plotting.aggregate_plane(z, labels, title=title)
     half = COORDINATES // 2
     shown = np.concatenate([largest[:half], largest[half:][-half:]])
-    names = {f"$z_{{{d + 1}}}$, KL {kl[d]:.2g}, mean {far.mean[d]:.2f}, var. {far.variance[d]:.2f}": d for d in shown}
+    names = {f"no. {d + 1}, KL {kl[d]:.2g}, mean {far.mean[d]:.2f}, var. {far.variance[d]:.2f}": d for d in shown}
     return plotting.aggregate_histograms({name: z[:, d] for name, d in names.items()}, title=title)

@@ -66,7 +66,7 @@ FIGURES = {
     "aggregate without labels": lambda title: plotting.aggregate_plane(1e3 * POINTS, None, title=title),
     "aggregate of many classes": lambda title: plotting.aggregate_plane(POINTS, np.arange(50), title=title),
     "histograms": lambda title: plotting.aggregate_histograms(
-        {f"$z_{{{d}}}$, KL 1.2, mean -0.03, var. 1.02": POINTS[:, 0] for d in range(8)}, title=title
+        {f"no. {d}, KL 1.2, mean -0.03, var. 1.02": POINTS[:, 0] for d in range(8)}, title=title
     ),
     "one histogram": lambda title: plotting.aggregate_histograms({"$z_1$": 100 * POINTS[:, 0]}, title=title),
     "kl": lambda title: plotting.kl_curve(np.arange(15, 1515, 15), np.geomspace(1, 1e-3, 100), title=title),
