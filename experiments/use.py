@@ -143,9 +143,12 @@ def images_of_run(run: Run, config: Config) -> Dataset:
     flags = run.config
     name, data_dir = config.dataset or flags["dataset"], config.data_dir or flags.get("data_dir")
     classes = flags.get("classes")
-    data, identity = load_images(name, data_dir, tuple(classes) if classes else None, 0, warn)
+    notes: list[str] = []  # which the run has told, if these are its images
+    data, identity = load_images(name, data_dir, tuple(classes) if classes else None, 0, notes.append)
     stored = (read_config(config.workdir) or {}).get("data") or {}
     if stored.get("crc32") not in (None, identity["crc32"]):
+        for note in notes:
+            warn(note)
         raise UsageError(
             f"--dataset and --data_dir must give the run's own images, {stored.get('source')}; got others from "
             f"{data.source}"

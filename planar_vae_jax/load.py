@@ -188,7 +188,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         stored = json.loads(path.read_bytes())
         experiment, _ = stored["experiment"], stored["flags"].keys()
     except FileNotFoundError:
-        raise ValueError(f"workdir must be the folder of a run; {folder} has no config.json") from None
+        raise ValueError(f"{folder} must be the folder of a run; it has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the config of a run ({error})") from None
     if stored.get("layout", 1) > LAYOUT:

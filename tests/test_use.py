@@ -177,6 +177,17 @@ def test_one_array_alone_is_the_images_and_floats_are_told(tmp_path):
     assert len(lines) == 1
 
 
+def test_notes_on_images_are_for_images_that_are_not_the_runs(start, place, tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "other.npz", x_train=IMAGES[::-1], x_test=IMAGES[:TEST])
+    load_images = use.load_images
+    monkeypatch.setattr(use, "load_images", lambda *args: (args[-1]("a note"), load_images(*args))[1])
+    start("--interpolate=0,1")
+    assert "a note" not in capsys.readouterr().err
+    with pytest.raises(UsageError, match="own images"):
+        start("--interpolate=0,1", f"--dataset={tmp_path / 'other.npz'}")
+    assert "a note" in capsys.readouterr().err
+
+
 def test_files_that_hold_something_else_are_told(tmp_path):
     np.savez(tmp_path / "two.npz", a=IMAGES, b=IMAGES)
     with pytest.raises(DataError, match="wanted x_test, or one array alone; got a, b"):
