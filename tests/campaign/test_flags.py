@@ -170,7 +170,11 @@ TINY = {  # what a run's time depends on, and the extremes
     "keep": [1, 2, 10**30],
     "validation": [0, 1, 20],
 }
-SPECIAL = ("workdir", "data_dir", "dataset", "eval_only", "checkpoint", "overwrite", "resume")
+# Of other processes, the process's end, or tried elsewhere.
+SPECIAL = (
+    *("workdir", "data_dir", "dataset", "eval_only", "checkpoint", "overwrite", "resume"),
+    *("max_seconds", "coordinator", "num_processes", "process_id"),
+)
 
 
 def tiny(config_class, rng):
