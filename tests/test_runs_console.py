@@ -204,6 +204,7 @@ def test_flags_become_a_config():
         ("--rate=nan", "--rate must be a finite number; got nan"),
         ("--optimizer=sgd", "--optimizer must be one of new, adam; got 'sgd'"),
         ("--classes=1,x", "--classes must be whole numbers joined by commas; got '1,x'"),
+        ('--classes="', "--classes must be whole numbers joined by commas; got '\"'"),
         ("--classes=-1", "--classes must be at least 0; got -1"),
         ("--unknown=1", "unknown"),
         ("stray", "every argument is a flag, --name=value; got 'stray'"),

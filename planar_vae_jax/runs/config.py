@@ -26,6 +26,7 @@ Config = TypeVar("Config")
 RunConfig = TypeVar("RunConfig", bound="RunFlags")
 
 LAYOUT = 2  # of config.json; 1, which did not say so: version 0.1
+WHOLE_NUMBERS = "whole numbers joined by commas"
 _SAME = object()
 
 
@@ -103,7 +104,7 @@ def _of_absl(config_class: type, error: Exception) -> str:
     if not isinstance(error, flags.IllegalFlagValueError) or wrong is None:
         return " ".join(str(error).split())
     name, value = wrong.groups()
-    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple: WHOLE_NUMBERS}
     wish = kinds[bool if name == "help" else _type(config_class, name)]
     return f"--{name} must be {wish}; got {value!r}"
 
@@ -171,8 +172,7 @@ def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:
     try:
         return tuple(int(item) for item in value)
     except ValueError:
-        text = ",".join(value)
-        raise UsageError(f"--{field.name} must be whole numbers joined by commas; got {text!r}") from None
+        raise UsageError(f"--{field.name} must be {WHOLE_NUMBERS}; got {','.join(value)!r}") from None
 
 
 # --- Configs of runs
