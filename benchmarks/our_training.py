@@ -63,7 +63,7 @@ class OurTraining:
         self.optimizer = default_optimizer(optimizer, task.epoch_steps)
         self.data = jnp.asarray(task.pixels)
         self.key = task.keys()[1]
-        self.state = training.init_state(task.params(), self.optimizer)
+        self.state = compiled.init_state(task.params(), self.optimizer)
         self.epoch = self.position = 0
         self._begin_epoch()
         batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))

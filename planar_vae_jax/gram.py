@@ -92,9 +92,11 @@ def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax
         return _written_out(layer, r, L, own)
     padding = count * width - size
 
+    def padded(leaf: jax.Array) -> jax.Array:
+        return jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
+
     def blocks(leaf: jax.Array) -> jax.Array:
-        leaf = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
-        return leaf.reshape(count, width, *leaf.shape[1:])
+        return padded(leaf).reshape(count, width, *leaf.shape[1:])
 
     @recomputed  # reverse mode has what it needs of a block in r, L and own
     def step(values: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +106,7 @@ def _substitute(layer: Layer, r: jax.Array, L: jax.Array, own: Any) -> tuple[jax
         total, value = _written_out(layer, r, within, own)
         return lax.dynamic_update_slice_in_dim(values, value, start, axis=0), total
 
-    values = jnp.pad(full_like(r if own is None else own, 0.0), [(0, padding)] + [(0, 0)] * (r.ndim - 1))
+    values = padded(full_like(r if own is None else own, 0.0))
     rows = blocks(jnp.pad(L, [(0, 0), (0, padding)]))
     starts = jnp.arange(count, dtype=jnp.uint32) * width
     values, totals = lax.scan(step, values, (blocks(r), starts, rows, jax.tree.map(blocks, own)))

@@ -22,7 +22,7 @@ from planar_vae_jax.nonlinearities import Nonlinearity
 # events (docs/benchmarks.md).
 NARROW = 4
 
-# Layers of these that a step takes on a GPU: XLA puts them into one kernel, and launches fewer.
+# Layers of these that a step takes on a GPU: XLA puts them into one kernel.
 UNROLL = 8
 
 
@@ -42,6 +42,11 @@ def log_det(nonlinearity: Nonlinearity, a: jax.Array, h: jax.Array, layers: Prep
     return sum_log_slopes(nonlinearity, True, a, h, *layers.constrained[-3:])
 
 
+def layers_a_step(dim: int) -> int:
+    """How many layers a step of :func:`layer_scan` takes: 1, but on a GPU ``UNROLL`` of those of few dimensions."""
+    return UNROLL if launches.are_dear() and dim <= NARROW else 1
+
+
 def layer_scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
     """K layers one after the other: the reference. Reverse mode keeps ``z`` and ``h`` of each, and no more."""
 
@@ -49,8 +54,7 @@ def layer_scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> t
         a = _dot(one.w, z) + one.b
         return _add(z, kept(nonlinearity.value(a)), one), a
 
-    unroll = UNROLL if launches.are_dear() and z0.shape[-1] <= NARROW else 1
-    z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers), unroll=unroll)
+    z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers), unroll=layers_a_step(z0.shape[-1]))
     return _join(z), log_det(nonlinearity, a, nonlinearity.value(a), layers)
 
 

@@ -24,7 +24,7 @@ from planar_vae_jax import launches
 from planar_vae_jax.amortized import amortized_layers
 from planar_vae_jax.constraint import constrain
 from planar_vae_jax.gram import gram_layers
-from planar_vae_jax.layer_scan import NARROW, Prepared, inverse_layer_scan, layer_scan, log_det
+from planar_vae_jax.layer_scan import NARROW, Prepared, inverse_layer_scan, layer_scan, layers_a_step, log_det
 from planar_vae_jax.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
 
 METHODS = ("scan", "gram")
@@ -197,8 +197,8 @@ def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax
 
 @functools.partial(jax.jit, static_argnames=("h", "method"))
 def _forward(params: Planar, z0: jax.Array, *, h: str, method: str) -> tuple[jax.Array, jax.Array]:
-    by_coordinate = launches.are_dear() and z0.shape[-1] <= NARROW  # all of a layer is then in one kernel with others
-    if method == "scan" and params.b.shape[-1] and not _serves_many(params, z0) and not by_coordinate:
+    layer_by_layer = layers_a_step(z0.shape[-1]) == 1
+    if method == "scan" and layer_by_layer and params.b.shape[-1] and not _serves_many(params, z0):
         return amortized_layers(NONLINEARITIES[h], *_widened(params, z0))
     run = _gram if method == "gram" and params.b.shape[-1] else layer_scan
     return _for_each_flow(functools.partial(run, NONLINEARITIES[h]), params, z0)

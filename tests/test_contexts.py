@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import assert_trees_close, draw
 
-from planar_vae_jax import Planar, PlanarFlow, gram, inverse_planar_flow, planar, planar_flow
+from planar_vae_jax import Planar, PlanarFlow, gram, inverse_planar_flow, planar_flow
 
 
 def loop(params, z):
@@ -75,12 +75,9 @@ def truth():
 
 
 @pytest.fixture
-def blocks_of_two(monkeypatch):
+def blocks_of_two(monkeypatch, traced_anew):
     """Three layers are two blocks of the Gram form, of which one is filled up."""
     monkeypatch.setattr(gram, "BLOCK", 2)
-    planar._forward.clear_cache()
-    yield
-    planar._forward.clear_cache()
 
 
 @pytest.mark.usefixtures("blocks_of_two")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import assert_trees_close, draw
 
-from planar_vae_jax import Planar, launches, layer_scan, planar, planar_flow
+from planar_vae_jax import Planar, launches, layer_scan, planar_flow
 
 CASES = [  # D, K, leading axes of the parameters; of 3 events
     (6, 7, (3,)),  # amortised: the Gram form
@@ -18,12 +18,9 @@ CASES = [  # D, K, leading axes of the parameters; of 3 events
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, traced_anew):
     """As on a GPU, but for the device."""
     monkeypatch.setattr(launches, "are_dear", lambda: True)
-    planar._forward.clear_cache()
-    yield
-    planar._forward.clear_cache()
 
 
 def a_case(dim, flow_length, flows):
