@@ -34,12 +34,13 @@ from benchmarks.race import race
 from benchmarks.report import Results, load, machine, print_machine
 from benchmarks.time_to_quality import evaluator, read_data, row, show
 from benchmarks.timing import Contestant, compiled_anew, interleave, milliseconds
-from planar_vae_jax import Planar, planar_flow, training
+from planar_vae_jax import Planar, planar_flow
 from planar_vae_jax.data import Dataset
-from planar_vae_jax.models import VAE
-from planar_vae_jax.optimizers import OPTIMIZERS
 from planar_vae_jax.runs.config import flag, parse
 from planar_vae_jax.runs.console import run_main
+from planar_vae_jax.train import loop as training
+from planar_vae_jax.train.optimizers import OPTIMIZERS
+from planar_vae_jax.vae.model import VAE
 
 GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 SEEDS_FLOWS = 5  # K of several runs at once, and of quality

@@ -31,10 +31,10 @@ from benchmarks.report import Ratios, Results, load, machine, print_machine, pri
 from benchmarks.timing import Contestant, interleave, spread
 from benchmarks.torch_models import Unavailable, import_module
 from benchmarks.torch_training import STYLES, TorchTraining
-from planar_vae_jax.models import VAE
-from planar_vae_jax.optimizers import OPTIMIZERS
 from planar_vae_jax.runs.config import UsageError, flag, parse
 from planar_vae_jax.runs.console import run_main
+from planar_vae_jax.train.optimizers import OPTIMIZERS
+from planar_vae_jax.vae.model import VAE
 
 PRODUCTS = "products alone"
 COLORS = {

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from planar_vae_jax import training
-from planar_vae_jax.losses import vae_loss
-from planar_vae_jax.models import VAE
-from planar_vae_jax.optimizers import LEARNING_RATES, make_optimizer
 from planar_vae_jax.runs import compiled
+from planar_vae_jax.train import loop as training
+from planar_vae_jax.train.optimizers import LEARNING_RATES, make_optimizer
+from planar_vae_jax.vae.losses import vae_loss
+from planar_vae_jax.vae.model import VAE
 
 
 class Task(NamedTuple):

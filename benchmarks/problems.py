@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.torch_models import Unavailable
-from planar_vae_jax.constraint import SHIFT
+from planar_vae_jax.flows._constraint import SHIFT
 
 # Of the largest value, of each result. Float32 with K = 128 layers gives 1e-5.
 TOLERANCE = 1e-4

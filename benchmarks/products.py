@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.our_training import Task
-from planar_vae_jax.binarization import binarize
+from planar_vae_jax.vae.binarization import binarize
 
 
 def shapes(task: Task) -> dict[str, tuple[int, int]]:

@@ -30,12 +30,12 @@ from benchmarks.report import Ratios, Results, load, machine, print_machine, pri
 from benchmarks.timing import compiled_anew
 from benchmarks.torch_models import Unavailable, import_module
 from benchmarks.torch_training import TorchTraining
-from planar_vae_jax import evaluation
+from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.data import ArgumentError, DataError, Dataset, load_dataset
-from planar_vae_jax.models import VAE
-from planar_vae_jax.optimizers import LEARNING_RATES
 from planar_vae_jax.runs.config import UsageError, flag, parse
 from planar_vae_jax.runs.console import run_main, warn
+from planar_vae_jax.train.optimizers import LEARNING_RATES
+from planar_vae_jax.vae.model import VAE
 
 OURS = "ours"
 BUILDERS: dict[str, Callable[[Task], Training]] = {

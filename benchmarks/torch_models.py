@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from planar_vae_jax.constraint import SHIFT
-from planar_vae_jax.models import LOG_STD_RANGE
+from planar_vae_jax.flows._constraint import SHIFT
+from planar_vae_jax.vae.model import LOG_STD_RANGE
 
 
 class Unavailable(Exception):
@@ -102,7 +102,7 @@ LINEAR = ("encode.hidden", "encode.mean", "encode.log_std", "decode.hidden", "de
 
 
 def vae(torch: Any, weights: dict[str, Any], layer_modules: bool) -> Any:
-    """The VAE of ``planar_vae_jax.models`` and its free energy as one module.
+    """The VAE of ``planar_vae_jax.vae.model`` and its free energy as one module.
 
     Args:
         weights: by the names of :func:`benchmarks.our_training.by_name`, in our layout; u, w, b are missing if K = 0.

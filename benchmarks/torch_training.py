@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.our_training import Task, by_name, from_names, synthetic_images, warmup_steps
 from benchmarks.problems import require_agreement
 from benchmarks.torch_models import import_module, synchronize, torch_device, vae
-from planar_vae_jax import objectives
-from planar_vae_jax.optimizers import LEARNING_RATES
+from planar_vae_jax.train.optimizers import LEARNING_RATES
+from planar_vae_jax.vae import objectives
 
 
 class Style(NamedTuple):

@@ -23,12 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from planar_vae_jax import PlanarFlow, evaluation, init_planar, meshes, training
-from planar_vae_jax.evaluation import Images
-from planar_vae_jax.losses import vae_loss
-from planar_vae_jax.models import VAE
-from planar_vae_jax.optimizers import make_optimizer
+from planar_vae_jax import PlanarFlow, init_planar
+from planar_vae_jax.analysis import evaluation
+from planar_vae_jax.analysis.evaluation import Images
 from planar_vae_jax.runs import compiled
+from planar_vae_jax.train import loop as training
+from planar_vae_jax.train import mesh as meshes
+from planar_vae_jax.train.optimizers import make_optimizer
+from planar_vae_jax.vae.losses import vae_loss
+from planar_vae_jax.vae.model import VAE
 
 SLICES = ("v5e:1x1", "v5e:2x4", "v5e:8x8", "v5e:16x16")
 IMAGES, STEPS = 60_000, 8

@@ -28,17 +28,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from planar_vae_jax import PlanarFlow, init_planar, plotting, training
-from planar_vae_jax.distributions import first_layers, shown_layers
-from planar_vae_jax.nonlinearities import NONLINEARITIES
-from planar_vae_jax.optimizers import make_optimizer
+from planar_vae_jax import PlanarFlow, init_planar, plotting
+from planar_vae_jax.flows.distribution import first_layers, shown_layers
+from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
+from planar_vae_jax.flows.targets import TARGETS, Target, get_target
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import run_main
 from planar_vae_jax.runs.files import RunError, as_run_error
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
-from planar_vae_jax.targets import TARGETS, Target, get_target
-from planar_vae_jax.uncertainty import with_error
+from planar_vae_jax.statistics import with_error
+from planar_vae_jax.train import loop as training
+from planar_vae_jax.train.optimizers import make_optimizer
 
 LINES = 100  # of metrics, about so many a run
 SAMPLES = 2**20  # of the final KL: a KL of 1e-4 has a standard error of about 1.4e-5

@@ -19,30 +19,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from planar_vae_jax import evaluation, latent, plotting
-from planar_vae_jax.binarization import BINARIZATIONS
-from planar_vae_jax.convolutions import divisible_by_4
+from planar_vae_jax import plotting
+from planar_vae_jax.analysis import evaluation, latent
+from planar_vae_jax.analysis.evaluation import Images
 from planar_vae_jax.data import DATASETS, Dataset, is_binary
-from planar_vae_jax.evaluation import Images
-from planar_vae_jax.flagged_data import load_images
-from planar_vae_jax.likelihoods import LIKELIHOODS, default_binarization, measured
+from planar_vae_jax.data.streamed import Streamed
+from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.load import vae_from_flags
-from planar_vae_jax.losses import vae_loss
-from planar_vae_jax.models import VAE
-from planar_vae_jax.nonlinearities import NONLINEARITIES
-from planar_vae_jax.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
-from planar_vae_jax.pages import describe, draw_losses, draw_pages
-from planar_vae_jax.placement import Placement
-from planar_vae_jax.precision import PRECISIONS
+from planar_vae_jax.report import describe, draw_losses, draw_pages
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import DeviceFlags, Devices, choose_devices
 from planar_vae_jax.runs.files import as_run_error, read_json
 from planar_vae_jax.runs.fit import fit
+from planar_vae_jax.runs.flagged_data import load_images
 from planar_vae_jax.runs.folder import open_run
 from planar_vae_jax.runs.memory import parse_bytes
-from planar_vae_jax.streaming import Streamed
-from planar_vae_jax.uncertainty import with_error
+from planar_vae_jax.runs.placement import Placement
+from planar_vae_jax.statistics import with_error
+from planar_vae_jax.train.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
+from planar_vae_jax.vae.binarization import BINARIZATIONS
+from planar_vae_jax.vae.conv import divisible_by_4
+from planar_vae_jax.vae.likelihoods import LIKELIHOODS, default_binarization, measured
+from planar_vae_jax.vae.losses import vae_loss
+from planar_vae_jax.vae.model import VAE
+from planar_vae_jax.vae.precision import PRECISIONS
 
 SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 # Flags in the summary.

@@ -24,19 +24,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from planar_vae_jax import evaluation, latent, latent_pages, load_run, plotting
+from planar_vae_jax import load_run, plotting
+from planar_vae_jax import report_latent as latent_pages
+from planar_vae_jax.analysis import evaluation, latent
+from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summarise
 from planar_vae_jax.data import DataError, Dataset
 from planar_vae_jax.data.images import read_images
-from planar_vae_jax.flagged_data import load_images
-from planar_vae_jax.gap import Settings, gap_of_images, summarise
-from planar_vae_jax.likelihoods import measured
 from planar_vae_jax.load import NEARLY_BLACK, Run
-from planar_vae_jax.pages import NO_KL
+from planar_vae_jax.report import NO_KL
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
 from planar_vae_jax.runs.files import as_run_error, replacing, write_json
+from planar_vae_jax.runs.flagged_data import load_images
 from planar_vae_jax.runs.reading import CheckpointError
-from planar_vae_jax.uncertainty import means_and_errors
+from planar_vae_jax.statistics import means_and_errors
+from planar_vae_jax.vae.likelihoods import measured
 
 TASKS = ("reconstruct", "samples", "interpolate", "scores", "gap")
 PICTURED = 20  # reconstructions on the page; the file has all

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from planar_vae_jax.distributions import PlanarFlow
-from planar_vae_jax.planar import Planar, init_planar, inverse_planar_flow, planar_flow
+from planar_vae_jax.flows.distribution import PlanarFlow
+from planar_vae_jax.flows.planar import Planar, init_planar, inverse_planar_flow, planar_flow
 
 if TYPE_CHECKING:
     from planar_vae_jax.load import load_run

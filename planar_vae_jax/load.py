@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planar_vae_jax import evaluation, objectives
-from planar_vae_jax.likelihoods import default_binarization
-from planar_vae_jax.models import CHOICES, VAE
+from planar_vae_jax.analysis import evaluation
+from planar_vae_jax.vae import objectives
+from planar_vae_jax.vae.likelihoods import default_binarization
+from planar_vae_jax.vae.model import CHOICES, VAE
 
 Array = jax.Array | np.ndarray
 NEARLY_BLACK = "uint8 images are 0 to 255, and these are 0 and 1; multiply them by 255 if 1 was meant as white"
@@ -33,7 +34,7 @@ class Run:
 
     Images are ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 0..255 or float 0..1,
     and are binarised as in training; pictures are pixel means of that shape in 0..1; ``z`` is ``[N, L]``; figures are
-    ``[N]`` in nats, of what :func:`planar_vae_jax.likelihoods.measured` says.
+    ``[N]`` in nats, of what :func:`planar_vae_jax.vae.likelihoods.measured` says.
     What is drawn for image i follows from the key and from i.
 
     Raises:

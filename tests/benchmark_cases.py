@@ -6,7 +6,7 @@ import json
 
 from benchmarks.our_training import OurTraining, Task, synthetic_images
 from benchmarks.timing import Contestant
-from planar_vae_jax.models import VAE
+from planar_vae_jax.vae.model import VAE
 
 
 class Clock:

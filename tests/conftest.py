@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from undrawn import undraw
 
-from planar_vae_jax import Planar, planar
+from planar_vae_jax import Planar
+from planar_vae_jax.flows import planar
 
 # No silent promotion: a float64 constant in a float32 flow, or [D] broadcast against [K, D], is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -87,7 +88,7 @@ def undrawn():
 def draw_every_page(monkeypatch):
     """From now on, runs draw them."""
     from experiments import mnist
-    from planar_vae_jax import pages
+    from planar_vae_jax import report as pages
 
     for name in ("draw_pages", "draw_losses"):
         monkeypatch.setattr(mnist, name, getattr(pages, name))
@@ -102,7 +103,7 @@ def pages(monkeypatch):
 @pytest.fixture
 def pages_but_of_latent_space(pages, monkeypatch):
     """A run draws every page but those of the latent space."""
-    monkeypatch.setattr("planar_vae_jax.pages.draw_latent_space", lambda *args: None)
+    monkeypatch.setattr("planar_vae_jax.report.draw_latent_space", lambda *args: None)
 
 
 @pytest.fixture

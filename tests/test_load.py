@@ -10,8 +10,10 @@ import pytest
 from image_runs import SHAPE, TEST, TRAIN
 
 from experiments import mnist
-from planar_vae_jax import evaluation, load_run, objectives
+from planar_vae_jax import load_run
+from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.runs.checkpoints import CheckpointError
+from planar_vae_jax.vae import objectives
 
 FLAGS = ("--epochs=3", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2")
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.runs.config import RunFlags, flag, parse_run
 from planar_vae_jax.runs.console import run_main
 from planar_vae_jax.runs.fit import Fitted, fit
 from planar_vae_jax.runs.folder import open_run
-from planar_vae_jax.streaming import Streamed
 
 EXAMPLES, BATCH, STEPS = 23, 5, 4  # steps of an epoch: 23 // 5
 

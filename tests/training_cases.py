@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from planar_vae_jax.training import empty_info, epoch_keys, epoch_order, init_state, train, train_steps
+from planar_vae_jax.train.loop import empty_info, epoch_keys, epoch_order, init_state, train, train_steps
 
 
 def half_square(params, batch, key, step):

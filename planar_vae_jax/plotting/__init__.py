@@ -1,6 +1,6 @@
 """Pictures from arrays. Every function returns a matplotlib ``Figure`` for a file: no pyplot, no backend, no state.
 
-Which pages a run draws with them: ``planar_vae_jax.pages``.
+Which pages a run draws with them: ``planar_vae_jax.report``.
 
 Texts are shown as they are: a ``$`` in a file's name begins no formula, and a name in another script is set in a font
 that has it, if one is installed.

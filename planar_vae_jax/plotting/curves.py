@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from planar_vae_jax.plotting.layout import set_title
 from planar_vae_jax.plotting.text import plain
-from planar_vae_jax.uncertainty import with_error
+from planar_vae_jax.statistics import with_error
 
 TALLEST = 100.0  # inches, of the bars by class
 

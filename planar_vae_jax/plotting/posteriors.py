@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from planar_vae_jax.analysis.true_posterior import PosteriorGrid, Square
 from planar_vae_jax.plotting.layout import axes_at, set_title
 from planar_vae_jax.plotting.text import plain
-from planar_vae_jax.posteriors import PosteriorGrid, Square
 
 # Inches: a panel, the image, tick labels at the left of a group of panels and below, titles above, gaps.
 PANEL, IMAGE, LEFT, BOTTOM, TOP, GAP = 1.75, 0.9, 0.5, 0.26, 0.28, 0.12

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from planar_vae_jax import training
 from planar_vae_jax.runs import chunks, compiled, processes
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.devices import Devices
 from planar_vae_jax.runs.files import read_json, write_json
+from planar_vae_jax.train import loop as training
 
 ASKED = ("auto", "yes", "no")
 SECONDS = 0.3  # of a call that is timed

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.runs.epochs import Epochs
-from planar_vae_jax.streaming import Streamed
 
 Begin = Callable[[int], tuple[Any, jax.Array]]  # an epoch -> its order [steps, batch_size] and the key of its steps
 

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from planar_vae_jax import meshes, optimizers, training
+from planar_vae_jax.train import loop as training
+from planar_vae_jax.train import mesh as meshes
+from planar_vae_jax.train import optimizers
 
 CACHE_BYTES = 2**29  # of compiled programs that are kept
 

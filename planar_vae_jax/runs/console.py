@@ -13,7 +13,7 @@ from tqdm import tqdm
 from planar_vae_jax.runs import compiled, processes, signals
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
-from planar_vae_jax.uncertainty import with_error
+from planar_vae_jax.statistics import with_error
 
 WIDTH = 80  # columns
 

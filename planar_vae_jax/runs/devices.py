@@ -11,11 +11,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from planar_vae_jax import meshes
+from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.runs import processes
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag
 from planar_vae_jax.runs.files import RunError
-from planar_vae_jax.streaming import Streamed
+from planar_vae_jax.train import mesh as meshes
 
 # What a machine with an accelerator has, and what is installed to use one.
 _SIGNS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")
@@ -68,7 +68,7 @@ class Devices:
         return tree if self.mesh is None else meshes.local(tree)
 
     def under(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled for all of them when it is called; see :mod:`planar_vae_jax.meshes`."""
+        """The function, compiled for all of them when it is called; see :mod:`planar_vae_jax.train.mesh`."""
         if self.mesh is None:
             return function
 

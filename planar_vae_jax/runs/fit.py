@@ -1,6 +1,6 @@
 """The training loop of a run that can be stopped anywhere: it owns compilation, signals, metrics and checkpoints.
 
-Training is :func:`planar_vae_jax.training.train_steps`, compiled once, in calls of about a second. Between calls a
+Training is :func:`planar_vae_jax.train.loop.train_steps`, compiled once, in calls of about a second. Between calls a
 signal is answered and the losses are looked at, between epochs metrics and checkpoints are written. A checkpoint holds
 all that the rest follows from, so a run that was stopped and goes on is the run in one go, bit for bit but for its
 seconds. All that runs differ in is an argument of what is compiled: another seed compiles nothing.
@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import optax
 
-from planar_vae_jax import training
 from planar_vae_jax.runs import chunks, compiled, leaves, processes, signals
 from planar_vae_jax.runs.checkpoints import Checkpoints
 from planar_vae_jax.runs.config import UsageError
@@ -27,7 +26,8 @@ from planar_vae_jax.runs.files import RunError, append_json_line, cut_json_lines
 from planar_vae_jax.runs.folder import RunFolder
 from planar_vae_jax.runs.shared import SharedCheckpoints
 from planar_vae_jax.runs.stopping import EarlyStopping, best_state, stored_state
-from planar_vae_jax.uncertainty import means_and_errors
+from planar_vae_jax.statistics import means_and_errors
+from planar_vae_jax.train import loop as training
 
 Report = Callable[[Any], dict[str, float | None]]
 
@@ -72,7 +72,7 @@ def fit(
         params, key: before the first step; everything random in the training follows from the key.
         steps: of the whole run.
         steps_per_epoch: between lines of metrics; the last epoch may be shorter.
-        data: a pytree of arrays ``[N, ...]``, or :class:`planar_vae_jax.streaming.Streamed`, shuffled anew in each
+        data: a pytree of arrays ``[N, ...]``, or :class:`planar_vae_jax.data.streamed.Streamed`, shuffled anew in each
             epoch; ``None``: the loss is given no batch.
         batch_size: examples a step; needed with data.
         report: parameters that figures are of -> more figures, after each epoch.

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from planar_vae_jax import meshes
 from planar_vae_jax.runs import processes, reading
 from planar_vae_jax.runs.checkpoints import Checkpoints, Restored
+from planar_vae_jax.train import mesh as meshes
 
 
 class _OneProcess:

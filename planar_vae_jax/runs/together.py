@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import optax
 
-from planar_vae_jax import training
 from planar_vae_jax.runs import chunks, compiled, signals
 from planar_vae_jax.runs.console import Progress
 from planar_vae_jax.runs.epochs import Epochs, Pace
@@ -26,7 +25,8 @@ from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.runs.fit import Loop, Report, open_checkpoints
 from planar_vae_jax.runs.folder import RunFolder
 from planar_vae_jax.runs.stopping import EarlyStopping
-from planar_vae_jax.uncertainty import means_and_errors
+from planar_vae_jax.statistics import means_and_errors
+from planar_vae_jax.train import loop as training
 
 Line = dict[str, Any]
 
@@ -56,7 +56,7 @@ def fit_together(
 ) -> None:
     """Trains each of several runs to its end; :func:`planar_vae_jax.runs.fit.fit` then finds nothing left to train.
 
-    Where a run computes on several devices, they share the seeds out (:func:`planar_vae_jax.meshes.in_shares`); their
+    Where a run computes on several devices, they share the seeds out (``mesh.in_shares``); their
     number divides that of the seeds. The seconds of training are shared out evenly.
 
     Args:

@@ -1,0 +1,1 @@
+"""Planar flows: the map, its inverse, and densities."""

@@ -1,0 +1,110 @@
+"""The constraint of a planar layer: from any ``u`` to the ``u_hat`` that makes the layer invertible, ``w.u_hat > -1``.
+
+    m = softplus(w.u + c),  c = log(e - 1)        u_hat = u + (m - 1 - w.u) w / |w|^2        w.u_hat = m - 1
+
+(Rezende & Mohamed 2015, appendix A.1, with the shift ``c``.) The shift gives ``m(0) = 1``: a layer with ``u = 0`` is
+exactly the identity, and ``|u_hat|`` stays bounded as ``w -> 0``. Without it (the papers' form) ``m(0) - 1 = -0.307``
+and ``|u_hat| ~ 0.307 / |w|``.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from planar_vae_jax.flows._xla import kept
+
+# c in m = softplus(w.u + c); chosen so that m = 1 where w.u = 0.
+SHIFT = math.log(math.e - 1.0)
+
+
+class Constrained(NamedTuple):
+    """``u_hat`` and what its layer's log-determinant needs, each to full relative accuracy."""
+
+    u_hat: jax.Array  # [..., D]
+    along: jax.Array  # [...], u_hat = u + along * direction, with direction = w * inverse_scale
+    inverse_scale: jax.Array  # [...], 1 / max|w|, or 0 where w counts as 0
+    w_u_hat: jax.Array  # [...], m - 1 > -1
+    m: jax.Array  # [...], > 0 (0 where it underflows)
+    log_m: jax.Array  # [...], finite also where m underflows
+
+
+def constrain(u: jax.Array, w: jax.Array) -> Constrained:
+    """The constraint of layers ``u [..., D]``, ``w [..., D]``.
+
+    ``|u_hat| <= |u| (1 + 1/e)`` near ``w = 0``. At ``w = 0`` itself the correction has no limit (it depends on the
+    direction). There, which is to say where ``max|w|`` is at most ``tiny / eps`` of the dtype (1e-31 in float32),
+    ``u_hat = u``, and the gradient of ``u_hat`` is the identity in ``u`` and zero in ``w``.
+    """
+    # Of a w that is a compile-time constant, XLA would turn (w * scale)^2 into w^2 * scale^2.
+    w = lax.optimization_barrier(w)
+    return constrain_scaled(u, w, inverse_scale(w))
+
+
+def constrain_scaled(u: jax.Array, w: jax.Array, inverse_scale: jax.Array) -> Constrained:
+    """:func:`constrain`, given :func:`inverse_scale` of ``w``, ``[...]``."""
+    w_u_hat, correction, m, log_m = map(kept, _shifted_softplus(kept(jnp.sum(u * w, -1))))
+    nonzero = inverse_scale > 0
+    direction = w * inverse_scale[..., None]
+    norm2 = jnp.where(nonzero, kept(jnp.sum(jnp.square(direction), -1)), 1.0)
+    along = kept(jnp.where(nonzero, correction, 0.0) * inverse_scale / norm2)
+    return Constrained(u + along[..., None] * direction, along, inverse_scale, w_u_hat, m, log_m)
+
+
+@jax.custom_jvp
+def _shifted_softplus(p: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """``(m - 1, m - 1 - p, m, log m)`` for ``m = softplus(p + c)``, elementwise, by one exponential and one logarithm.
+
+    Away from 0, with ``x = exp(-|p|) (e - 1)^(-sign p)``: ``m = log1p(x)`` below and ``m - 1 - p = c - 1 + log1p(x)``
+    above. Near 0, where these cancel, and where it counts, as ``m - 1 - p`` is divided by ``|w|``:
+    ``m - 1 = log1p((1 - 1/e) expm1(p))`` below and ``m - 1 - p = log1p(expm1(-p) / e)`` above.
+    """
+    positive = p >= 0
+    x = _ratio(p, positive)
+    minus = jnp.where(positive, -p, p)
+    near = minus > -0.5
+    log = jnp.log1p(jnp.where(near, jnp.expm1(minus) * jnp.where(positive, 1.0 / math.e, 1.0 - 1.0 / math.e), x))
+    gap = jnp.where(near, log, log + (SHIFT - 1.0))  # of a positive p
+    below = jnp.where(near, log, log - 1.0)
+    w_u_hat = jnp.where(positive, p + gap, below)
+    m = jnp.where(positive, 1.0 + (p + gap), jnp.where(near, 1.0 + log, log))
+    deep = _deep(x, positive)
+    log_m = jnp.where(deep, p + SHIFT, jnp.log(jnp.where(deep, 1.0, m)))
+    return w_u_hat, jnp.where(positive, gap, below - p), m, log_m
+
+
+@_shifted_softplus.defjvp
+def _shifted_softplus_jvp(primals, tangents):
+    (p,), (p_dot,) = primals, tangents
+    found = _shifted_softplus(p)
+    positive = p >= 0
+    x = _ratio(p, positive)
+    by_p = kept(jnp.where(positive, 1.0, x) / (1.0 + x))  # dm/dp = sigmoid(p + c)
+    deep = _deep(x, positive)
+    log_by_p = kept(jnp.where(deep, 1.0, by_p / jnp.where(deep, 1.0, found[2])))
+    return found, (by_p * p_dot, (by_p - 1.0) * p_dot, by_p * p_dot, log_by_p * p_dot)
+
+
+def _ratio(p: jax.Array, positive: jax.Array) -> jax.Array:
+    """``exp(p + c)`` below 0 and ``exp(-p - c)`` above."""
+    return jnp.exp(jnp.where(positive, -p, p)) * jnp.where(positive, 1.0 / (math.e - 1.0), math.e - 1.0)
+
+
+def _deep(x: jax.Array, positive: jax.Array) -> jax.Array:
+    """Where ``log softplus(p + c) = p + c``, long before ``m`` underflows."""
+    return ~positive & (x < jnp.finfo(x.dtype).eps)
+
+
+def inverse_scale(w: jax.Array) -> jax.Array:
+    """``1 / max|w|`` for ``w [..., D]``, or 0 where ``w`` counts as 0: ``[...]``.
+
+    ``w / |w|^2`` goes through ``w / max|w|``, so that ``|w|^2`` neither under- nor overflows. The result does not
+    depend on the scale, hence no gradient through it.
+    """
+    scale = jnp.max(jnp.abs(lax.stop_gradient(w)), -1)
+    finfo = jnp.finfo(w.dtype)
+    nonzero = scale > finfo.tiny / finfo.eps
+    largest = 1.0 / float(finfo.tiny)  # whose inverse does not underflow
+    return jnp.where(nonzero, 1.0 / jnp.minimum(jnp.where(nonzero, scale, 1.0), largest), 0.0)

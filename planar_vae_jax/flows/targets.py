@@ -1,0 +1,102 @@
+"""Two-dimensional target densities: the paper's mixture, and U1 to U4 of Rezende & Mohamed (2015, table 1)."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from planar_vae_jax.flows.distribution import normal_mixture_log_prob
+
+EXTENT = 4.0  # half the side of the square in which U1 to U4 are plotted
+TAPER = 0.5  # standard deviation of the Gaussian shoulders of U2 to U4 beyond |z_1| = EXTENT
+
+
+class Target(NamedTuple):
+    """An unnormalised density ``exp(log_density(z))`` on the plane."""
+
+    name: str
+    log_density: Callable[[jax.Array], jax.Array]  # z [..., 2] -> [...]
+    log_z: float  # log of its integral over the plane, in nats
+    extent: float  # it is plotted on [-extent, extent]^2
+
+
+def _wave(z: jax.Array) -> jax.Array:  # [..., 2] -> [...]; w_1 of the paper's table
+    return jnp.sin(0.5 * jnp.pi * z[..., 0])
+
+
+def _bump(z: jax.Array) -> jax.Array:  # w_2
+    return 3.0 * jnp.exp(-0.5 * jnp.square((z[..., 0] - 1.0) / 0.6))
+
+
+def _step(z: jax.Array) -> jax.Array:  # w_3
+    return 3.0 * jax.nn.sigmoid((z[..., 0] - 1.0) / 0.3)
+
+
+def _taper(z: jax.Array) -> jax.Array:
+    # U2 to U4 do not fall off along z_1, so they have no normaliser; outside the plotted square we let
+    # them fall as a normal does. Inside it nothing changes.
+    return -0.5 * jnp.square(jnp.maximum(jnp.abs(z[..., 0]) - EXTENT, 0.0) / TAPER)
+
+
+def _log_ridge(distance: jax.Array, std: float) -> jax.Array:
+    return -0.5 * jnp.square(distance / std)
+
+
+def _u1(z: jax.Array) -> jax.Array:
+    ring = _log_ridge(jnp.sqrt(jnp.sum(jnp.square(z), -1) + jnp.finfo(z.dtype).tiny) - 2.0, 0.4)
+    return ring + jnp.logaddexp(_log_ridge(z[..., 0] - 2.0, 0.6), _log_ridge(z[..., 0] + 2.0, 0.6))
+
+
+def _u2(z: jax.Array) -> jax.Array:
+    return _log_ridge(z[..., 1] - _wave(z), 0.4) + _taper(z)
+
+
+def _u3(z: jax.Array) -> jax.Array:
+    distance = z[..., 1] - _wave(z)
+    return jnp.logaddexp(_log_ridge(distance, 0.35), _log_ridge(distance + _bump(z), 0.35)) + _taper(z)
+
+
+def _u4(z: jax.Array) -> jax.Array:
+    distance = z[..., 1] - _wave(z)
+    return jnp.logaddexp(_log_ridge(distance, 0.4), _log_ridge(distance + _step(z), 0.35)) + _taper(z)
+
+
+_ENERGIES = {"U1": _u1, "U2": _u2, "U3": _u3, "U4": _u4}
+TARGETS = ("mixture", *_ENERGIES)
+
+
+def log_integral(log_density: Callable[[jax.Array], jax.Array], extent: float, points: int) -> float:
+    """``log`` of the integral of ``exp(log_density)`` over ``[-extent, extent]^2``, by the midpoint rule.
+
+    The rule converges faster than any power of the spacing for a smooth density that vanishes at the edges. Summed in
+    float64 on the host.
+    """
+    grid = (np.arange(points) + 0.5) / points * (2.0 * extent) - extent
+    z = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
+    values = np.asarray(jax.jit(log_density)(jnp.asarray(z)), np.float64)
+    return float(np.log(np.sum(np.exp(values))) + 2.0 * np.log(2.0 * extent / points))
+
+
+def get_target(name: str, *, scale: float = 1.0) -> Target:
+    """One of ``TARGETS``.
+
+    ``mixture`` is the paper's: equal parts N((-1.5, -1.5), scale^2 I) and N((1.5, 1.5), scale^2 I), normalised. U1 to
+    U4 are unnormalised; their ``log_z`` is by quadrature, and ``scale`` does not apply to them.
+
+    Raises:
+        ValueError: for an unknown name, or a scale that is not positive.
+    """
+    if name == "mixture":
+        if not (scale > 0.0 and math.isfinite(scale)):
+            raise ValueError(f"scale must be a positive number; got {scale!r}")
+        means = jnp.array([[-1.5, -1.5], [1.5, 1.5]])
+        extent = max(EXTENT, 1.5 + 2.5 * scale)
+        return Target(name, lambda z: normal_mixture_log_prob(z, means.astype(z.dtype), scale), 0.0, extent)
+    if name not in _ENERGIES:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {name!r}")
+    log_density = _ENERGIES[name]
+    log_z = log_integral(log_density, extent=8.0, points=1024)
+    return Target(name, log_density, log_z, EXTENT)

@@ -1,0 +1,124 @@
+"""``p(x|z)`` of an image's pixels, from what a decoder gives: log-probabilities, and pixel means for pictures.
+
+Pixels are in 0..1 and are independent given ``z``. What the nats of each are nats of: :func:`measured`.
+"""
+
+import math
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from planar_vae_jax.flows.distribution import bernoulli_log_prob
+
+LEVELS = 256  # of a uint8 pixel
+
+
+class Likelihood(Protocol):
+    """A family of distributions of pixels; ``parameters`` is a pytree of arrays whose last axis is that of pixels."""
+
+    def log_prob(self, x: jax.Array, parameters: Any) -> jax.Array:
+        """``log p(x|z)`` in nats, ``[...]``, of images ``x [..., P]`` with their P pixels in one axis."""
+
+    def mean(self, parameters: Any) -> jax.Array:
+        """Pixel means in 0..1, for pictures and squared errors, for pixels in any number of axes."""
+
+
+class LocationScale(NamedTuple):
+    """Parameters of a likelihood with a scale of each pixel's own, which all images share."""
+
+    location: jax.Array  # [..., P], in units of 0..1, not bounded
+    log_scale: jax.Array  # [P]
+
+
+class Bernoulli:
+    """Pixels 0 or 1; the parameters are logits ``[..., P]``.
+
+    For grey levels ``log_prob`` is a cross-entropy and no likelihood.
+    """
+
+    def log_prob(self, x: jax.Array, logits: jax.Array) -> jax.Array:
+        """``x l - softplus(l)``, summed over pixels."""
+        return bernoulli_log_prob(x, logits)
+
+    def mean(self, logits: jax.Array) -> jax.Array:
+        """``sigmoid(logits)``."""
+        return jax.nn.sigmoid(logits)
+
+
+class DiscretizedLogistic:
+    """The 256 levels of a uint8 pixel: the mass of a logistic distribution in the bin of each (Salimans et al. 2017).
+
+    Bins are a level wide, ``k / 255`` in the middle of bin k; the first and the last one take the tails. So it is a
+    likelihood of uint8 images, whose ``log p(x|z) <= 0``.
+    """
+
+    smallest_scale = 0.1 / 255  # of a level: there a pixel is certain of its level
+
+    def log_prob(self, x: jax.Array, parameters: LocationScale) -> jax.Array:
+        """``log(sigmoid(a) - sigmoid(b))`` with the bin's edges a > b in units of the scale, summed over pixels.
+
+        ``sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))``: no difference of nearly equal numbers.
+        """
+        inverse = jnp.exp(-parameters.log_scale) / (LEVELS - 1)  # scales in levels from here on
+        width = jnp.log(-jnp.expm1(-inverse))
+        x, location, inverse, width = jnp.broadcast_arrays(x, parameters.location, inverse, width)
+        level = jnp.round((LEVELS - 1) * x)
+        distance = level - (LEVELS - 1) * location
+        below = jnp.where(level < LEVELS - 1, jax.nn.log_sigmoid((distance + 0.5) * inverse), 0.0)
+        above = jnp.where(level > 0, jax.nn.log_sigmoid((0.5 - distance) * inverse), 0.0)
+        inner = jnp.where((level > 0) & (level < LEVELS - 1), width, 0.0)
+        return jnp.sum(below + above + inner, -1)
+
+    def mean(self, parameters: LocationScale) -> jax.Array:
+        """The mean of the logistic distribution with its tails moved to 0 and 1; the bins' own to 1/1000.
+
+        ``E min(max(y, 0), 1) = integral of P(y > t) over 0 < t < 1``, which is a difference of two softplus.
+        """
+        location, scale = jnp.broadcast_arrays(parameters.location, jnp.exp(parameters.log_scale))
+        mean = scale * (jax.nn.softplus(location / scale) - jax.nn.softplus((location - 1.0) / scale))
+        return jnp.clip(mean, 0.0, 1.0)  # rounding
+
+
+class Gaussian:
+    """A normal density of each pixel on 0..1: nats of a density, which may be negative and are none of uint8 images.
+
+    A pixel that never changes would make the density grow without bound: no scale is below a level's width.
+    """
+
+    smallest_scale = 1.0 / 255
+
+    def log_prob(self, x: jax.Array, parameters: LocationScale) -> jax.Array:
+        """``-((x - location) / scale)^2 / 2 - log scale - log(2 pi) / 2``, summed over pixels."""
+        x, location, log_scale = jnp.broadcast_arrays(x, *parameters)
+        squares = jnp.square((x - location) * jnp.exp(-log_scale))
+        return -0.5 * jnp.sum(squares + 2.0 * log_scale + math.log(2.0 * math.pi), -1)
+
+    def mean(self, parameters: LocationScale) -> jax.Array:
+        """The location, where it is in 0..1."""
+        return jnp.clip(parameters.location, 0.0, 1.0)
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "bernoulli": Bernoulli(),
+    "logistic": DiscretizedLogistic(),
+    "gaussian": Gaussian(),
+}
+
+
+def bounded_log_scale(raw: jax.Array, likelihood: Likelihood) -> jax.Array:
+    """``R tanh(raw / R)``: the identity near 0, and no weight can make a scale smaller than the likelihood allows."""
+    reach = -math.log(likelihood.smallest_scale)  # type: ignore[attr-defined]
+    return reach * jnp.tanh(raw / reach)
+
+
+def measured(likelihood: str, binarization: str) -> str:
+    """What the nats of a run are nats of."""
+    if likelihood != "bernoulli":
+        return {"logistic": "uint8 images", "gaussian": "a density on pixels in 0..1"}[likelihood]
+    return "a cross-entropy of grey levels, which bounds no likelihood" if binarization == "none" else "binary images"
+
+
+def default_binarization(likelihood: str, objective: str) -> str:
+    """Of a run: a Bernoulli likelihood needs binary images; the others, and the paper's squared error, grey levels."""
+    return "dynamic" if likelihood == "bernoulli" and objective != "reconstruction" else "none"

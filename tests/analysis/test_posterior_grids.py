@@ -1,0 +1,148 @@
+"""The true posterior on a grid, and the densities after k layers, against other ways to the same figures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import weights
+
+from planar_vae_jax import PlanarFlow
+from planar_vae_jax.analysis import true_posterior as posteriors
+from planar_vae_jax.flows.planar import Planar
+from planar_vae_jax.plotting.posteriors import mass_levels
+from planar_vae_jax.vae import objectives
+from planar_vae_jax.vae.model import VAE
+
+SHAPE = (3, 4)
+PIXELS = np.where(np.random.default_rng(0).random(SHAPE) < 0.4, np.uint8(255), np.uint8(0))
+IMAGE = np.float32(PIXELS / 255.0)
+
+
+def made(flow_length, amortized):
+    vae = VAE(SHAPE, hidden=6, latent=2, flow_length=flow_length, amortized=amortized)
+    return vae, weights(vae)
+
+
+@pytest.fixture(scope="module", params=[(0, False), (4, False), (4, True)], ids=["K=0", "K=4 shared", "K=4 amortised"])
+def model(request):
+    return made(*request.param)
+
+
+@pytest.fixture(scope="module")
+def grid(model):
+    return posteriors.posterior_grid(*model, PIXELS)
+
+
+def middles(square):
+    left, right, bottom, top = square
+    steps = (np.arange(posteriors.SIDE) + 0.5) / posteriors.SIDE
+    x, y = np.meshgrid(left + (right - left) * steps, bottom + (top - bottom) * steps)
+    return np.stack([x, y], axis=-1), ((right - left) / posteriors.SIDE) ** 2
+
+
+def numpy_log_joint(params, z):
+    def layer(name, x):
+        return x @ params["decode"][name]["kernel"].astype(np.float64) + params["decode"][name]["bias"]
+
+    logits = layer("logits", np.maximum(layer("hidden", z), 0.0))
+    log_likelihood = np.where(PIXELS.ravel() == 255, -np.logaddexp(0, -logits), -np.logaddexp(0, logits)).sum(-1)
+    return log_likelihood - 0.5 * np.sum(z**2, -1) - np.log(2 * np.pi)
+
+
+def test_the_joint_density_is_prior_times_likelihood():
+    vae, params = made(4, True)
+    z = np.random.default_rng(1).normal(size=(50, 2))
+    found = jax.jit(lambda image, z: posteriors.log_joint(vae.bind(params), image, z))(IMAGE, np.float32(z))
+    np.testing.assert_allclose(found, numpy_log_joint(params, z), rtol=1e-5)
+
+
+def test_the_true_posterior_is_normalised(model, grid):
+    axis = np.linspace(-8.0, 8.0, 401)
+    z = np.stack(np.meshgrid(axis, axis), axis=-1)
+    nll = -np.log(np.exp(numpy_log_joint(model[1], z)).sum() * 0.04**2)
+    assert grid.nll == pytest.approx(nll, abs=1e-4)
+    points, cell = middles(grid.near)
+    np.testing.assert_allclose(grid.truth, np.exp(numpy_log_joint(model[1], points) + nll), rtol=1e-3)
+    assert 0.98 < cell * grid.truth.sum() < 1.0005
+
+
+def test_all_densities_lie_in_their_squares(model, grid):
+    flow_length = model[0].flow_length
+    assert min(grid.layers) == 0
+    assert list(grid.layers)[-1] == flow_length
+    assert list(grid.kl) == list(grid.layers)
+    for square, density in ((grid.near, grid.approximation), *((grid.far, q) for q in grid.layers.values())):
+        assert 0.99 < middles(square)[1] * density.sum() < 1.001
+        assert square[1] - square[0] == pytest.approx(square[3] - square[2])
+
+
+@jax.jit
+def log_prob_of_layers(layers, mean, log_std, points):
+    return PlanarFlow(layers, mean, log_std).log_prob(points)
+
+
+def test_the_density_after_k_layers_is_that_of_a_flow_of_k_layers(model, grid):
+    vae, params = model
+    posterior = jax.jit(lambda image: vae.bind(params).encode(image))(IMAGE)
+    points = np.float32(middles(grid.far)[0])
+    for k in list(grid.layers)[::2]:  # the base, half of the layers, all of them
+        first = Planar(*(np.asarray(leaf)[:k] for leaf in posterior.params))
+        expected = np.exp(log_prob_of_layers(first, posterior.mean, posterior.log_std, points))
+        np.testing.assert_allclose(grid.layers[k], expected, rtol=2e-3, atol=1e-6)
+
+
+def test_the_kl_is_free_energy_less_nll(model, grid):
+    """By samples, the way the objectives go."""
+    vae, params = model
+    draw = jax.jit(lambda key: objectives.sampled_terms(vae.bind(params), IMAGE[None], key, 100_000).free_energy)
+    energies = np.asarray(draw(jax.random.key(0)), np.float64)
+    mean, error = np.mean(energies), np.std(energies) / np.sqrt(len(energies))
+    assert abs(grid.kl[vae.flow_length] - (mean - grid.nll)) < 5 * error + 1e-4
+    assert min(grid.kl.values()) > 0.0
+
+
+def test_a_thin_density_does_not_slip_through_the_grid():
+    """q a thousand times thinner than the prior: its KL is in closed form where the decoder ignores z."""
+    vae, params = made(0, False)
+    params = jax.tree.map(np.zeros_like, params)
+    params["encode"]["log_std"]["bias"] = np.full(2, -7.0, np.float32)
+    params["encode"]["mean"]["bias"] = np.array([1.0, -2.0], np.float32)
+    grid = posteriors.posterior_grid(vae, params, PIXELS)
+    log_std = 10.0 * np.tanh(-0.7)
+    assert grid.kl[0] == pytest.approx(2 * (0.5 * np.exp(2 * log_std) - 0.5 - log_std) + 2.5, abs=1e-3)
+    assert grid.nll == pytest.approx(12 * np.log(2.0), abs=1e-3)
+
+
+def test_a_model_of_another_size_is_refused():
+    vae = VAE(SHAPE, hidden=2, latent=3)
+    with pytest.raises(ValueError, match=r"latent=2.*got latent=3"):
+        posteriors.posterior_grid(vae, {}, PIXELS)
+
+
+def test_the_layers_shown_begin_with_the_base_and_end_with_the_flow():
+    assert posteriors.shown_layers(0) == [0]
+    assert posteriors.shown_layers(3) == [0, 1, 2, 3]
+    assert posteriors.shown_layers(80) == [0, 20, 40, 60, 80]
+
+
+def test_point_posteriors_are_points():
+    vae, params = made(4, True)
+    z = np.array([[0.3, -1.0], [0.0, 2.0]], np.float32)
+
+    @jax.jit
+    def run(z):
+        model = vae.bind(params)
+        other = posteriors.with_posterior(model, posteriors.point_posterior(z))
+        drawn = other.encode(jnp.zeros((2, *SHAPE))).sample(jax.random.key(0))
+        return drawn, other.decode(z), model.decode(z)
+
+    drawn, decoded, by_itself = run(z)
+    np.testing.assert_array_equal(drawn, z)
+    np.testing.assert_array_equal(decoded, by_itself)
+
+
+def test_contours_hold_their_mass():
+    axis = np.linspace(-6.0, 6.0, 601)
+    bell = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2))
+    np.testing.assert_allclose(mass_levels(bell, (0.5, 0.95)), [0.05, 0.5], rtol=0.01)
+    assert mass_levels(np.eye(1), (0.5, 0.95)) == []

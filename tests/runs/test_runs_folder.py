@@ -1,0 +1,211 @@
+"""Whose folder it is: what is not the same run is refused, in one line, and leaves nothing."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import filelock
+import pytest
+import toy
+from running import Killed, OneStep, contents, start, steps, stop
+
+from planar_vae_jax.runs import fit, folder, signals
+from planar_vae_jax.runs.config import UsageError
+from planar_vae_jax.runs.files import RunError
+
+OLD_RUN = Path(__file__).parents[1] / "old_run"  # the smallest real one of version 0.1
+
+
+@pytest.fixture(autouse=True)
+def one_step_at_a_time(monkeypatch):
+    monkeypatch.setattr(fit, "Pace", OneStep)
+    monkeypatch.setattr(signals, "advice", signals.advice)
+
+
+@pytest.fixture(scope="module")
+def _stopped(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "Pace", OneStep)
+        stop(workdir, 12)  # in the third epoch
+    return workdir
+
+
+@pytest.fixture
+def stopped(_stopped, tmp_path):
+    """The folder of a run that was stopped; a copy of one's own."""
+    return shutil.copytree(_stopped, tmp_path / "run")
+
+
+# --- Refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--seed=1"], ["--seed: 0 there, 1 here"]),
+        (["--seed=1", "--samples=5"], ["--seed: 0 there, 1 here"]),
+        (["--rate=0.2", "--classes=0,1"], ["--rate: 0.1 there, 0.2 here", "--classes: None there, 0,1 here"]),
+        (["--samples=5"], ["--samples: 4 there, 5 here", "compute these figures of it by --eval_only"]),
+        (["--other"], ["other data: examples from here (CRC-32 00000000) there, examples from here (CRC-32 00000001)"]),
+        (["--other_valid"], ["other validation images"]),
+        (["--other", "--seed=2"], ["--seed: 0 there", "other data"]),
+        (["--resume=never"], ["holds a run already", "--resume=auto"]),
+        (["--eval_only", "--rate=0.2"], ["--rate: 0.1 there, 0.2 here"]),
+        (["--checkpoint=best"], ["--checkpoint=best needs --eval_only"]),
+        (["--overwrite", "--eval_only"], ["--overwrite", "--eval_only"]),
+        (["--overwrite", "--resume=always"], ["--overwrite", "--resume=always"]),
+        (["--epochs=1"], ["--epochs=1 is less", "epoch 2 and 2 steps (step 10)"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_run_is_refused_with_what_differs(stopped, flags, words, finished):
+    if finished:
+        start(stopped)
+        words = [re.sub("epoch 2 and 2 steps .*", "epoch 3 (step 12)", word) for word in words]
+    before = contents(stopped)
+    with pytest.raises(UsageError) as caught:
+        start(stopped, *flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(stopped) in message or "needs" in message or "contradicts" in message
+    assert all(word in message for word in words), message
+    assert ("compute these figures" in message) == (flags == ["--samples=5"])
+    assert contents(stopped) == before
+
+
+def test_another_experiments_folder_is_refused(stopped):
+    config = toy.Config(workdir=str(stopped))
+    with (
+        pytest.raises(UsageError, match=r"another run \(experiments\.toy, not other\)"),
+        folder.open_run(config, "other"),
+    ):
+        pass
+
+
+def test_a_folder_with_parts_of_a_run_alone_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UsageError, match=r"holds metrics\.jsonl of a run but no config\.json"):
+        start(tmp_path)
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"flags": 3}', b"\xff"])
+def test_a_config_that_cannot_be_read_is_told_in_a_line(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
+        start(tmp_path)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize("flag", ["--resume=always", "--eval_only"])
+def test_there_must_be_a_run_to_go_on_with(tmp_path, flag):
+    with pytest.raises(UsageError, match=rf"{flag} needs a run.*holds none"):
+        start(tmp_path / "new" / "run", flag)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://x", "file:///tmp/run"])
+def test_a_workdir_elsewhere_is_refused(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=re.escape(f"--workdir must be a folder of this machine; got '{url}'")):
+        start(url)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["file", "file/run", "\0", "x" * 300, "loop/run", "\udcff", "~nobody-here/run"])
+def test_a_workdir_that_cannot_be_a_folder(tmp_path, where):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="--workdir must be a folder that can be written") as caught:
+        start(where if where.startswith("~") else tmp_path / where)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- One process
+
+
+def test_a_folder_is_one_processs_alone_and_the_other_leaves_nothing(tmp_path):
+    with folder.open_run(toy.Config(workdir=str(tmp_path / "run")), "toy"):
+        before = sorted(os.listdir(tmp_path / "run"))
+        for flags in ([], ["--overwrite"]):
+            with pytest.raises(UsageError, match=r"--workdir=.* is in use by another process"):
+                start(tmp_path / "run", *flags)
+        assert sorted(os.listdir(tmp_path / "run")) == before
+    start(tmp_path / "run")
+
+
+def test_where_files_cannot_be_locked_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
+    def acquire(self, **_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    start(tmp_path)
+    assert "see that no other run uses it" in capsys.readouterr().err
+
+
+# --- Overwritten
+
+
+def test_overwrite_moves_the_old_run_aside(stopped, tmp_path):
+    for number in (1, 2):
+        before = contents(stopped)
+        with pytest.raises(UsageError):  # nothing is moved for a command that is wrong
+            start(stopped, "--epochs=1", "--overwrite", "--rate=-1")
+        assert contents(stopped) == before
+        start(stopped, "--epochs=1", "--overwrite")
+        assert contents(tmp_path / f"run.old-{number}") == before
+        assert steps(stopped) == [4]
+
+
+@pytest.mark.parametrize("function", ["_move_aside", "make", "locked", "write_json"])
+@pytest.mark.parametrize("after", [False, True])
+def test_overwriting_killed_at_each_of_its_steps_loses_nothing(stopped, tmp_path, monkeypatch, function, after):
+    where = folder.RunFolder if function == "_move_aside" else folder
+    original = getattr(where, function)
+    nth = {"make": 2, "locked": 2}.get(function, 1)  # first for the folder that is there
+    calls = 0
+
+    def killed(*args):
+        nonlocal calls
+        calls += 1
+        if calls == nth and not after:
+            raise Killed
+        value = original(*args)
+        if calls == nth:
+            raise Killed
+        return value
+
+    before = contents(stopped)
+    monkeypatch.setattr(where, function, killed)
+    with pytest.raises(Killed):
+        start(stopped, "--overwrite")
+    monkeypatch.undo()
+    start(stopped, "--overwrite", "--epochs=1")
+    kept = [contents(path) for path in sorted(tmp_path.glob("run.old-*"))]
+    assert kept[0] == before
+    assert all(set(old) <= {"config.json"} for old in kept[1:])
+    assert steps(stopped) == [4]
+
+
+# --- Its files
+
+
+def test_figures_and_the_summary_are_whole_or_not_there(tmp_path):
+    class Figure:
+        def savefig(self, path):
+            path.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with folder.open_run(toy.Config(workdir=str(tmp_path)), "toy") as run:
+        with pytest.raises(RunError, match=r"a\.png could not be written: No space left on device"):
+            run.save_figure("a.png", Figure())
+        assert not (tmp_path / "a.png").exists()
+        run.finish({"loss": float("nan"), "seconds": run.seconds()})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["loss"] is None
+    assert 0.0 < summary["seconds"] < 60.0

@@ -1,0 +1,227 @@
+"""Training is a pure function of its key, in pieces of any length, and optimises what it is given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training_cases import (
+    ADAM,
+    BATCH,
+    DATA,
+    PARAMS,
+    SHAPE,
+    SIZE,
+    STEPS,
+    adam,
+    an_epoch,
+    assert_same_bits,
+    compiled,
+    half_square,
+    noisy,
+    noisy_train,
+)
+
+from planar_vae_jax.train.loop import (
+    empty_info,
+    epoch_keys,
+    epoch_order,
+    init_state,
+    train,
+    train_step,
+    train_steps,
+)
+
+# --- Steps
+
+
+def test_a_step_is_the_optimisers_update_and_reports_the_loss_before_it():
+    optimizer = optax.sgd(0.1)
+    params, batch = jnp.array([1.0, -2.0]), jnp.array([0.0, 1.0])
+    state = init_state(params, optimizer)
+    new, info = train_step(half_square, optimizer, state, batch, jax.random.key(0))
+    np.testing.assert_allclose(new.params, [0.9, -1.7], rtol=1e-6)
+    assert (state.step, new.step, new.step.dtype) == (0, 1, jnp.int32)
+    assert float(info.loss) == pytest.approx(5.0)
+    assert float(info.gradient_norm) == pytest.approx(np.sqrt(10.0), rel=1e-6)
+    assert info.figures["first"] == batch[0]
+    np.testing.assert_array_equal(state.params, params)
+
+
+def test_gradient_norm_is_that_of_all_leaves_together():
+    def loss(params, batch, key, step):
+        return 3.0 * params["a"] + jnp.sum(params["b"][0] * batch), {}
+
+    params = {"a": jnp.array(0.0), "b": [jnp.zeros((2, 2))]}
+    optimizer = optax.sgd(1.0)
+    batch = jnp.array([[1.0, 2.0], [1.0, 1.0]])
+    _, info = train_step(loss, optimizer, init_state(params, optimizer), batch, jax.random.key(0))
+    assert float(info.gradient_norm) == pytest.approx(4.0, rel=1e-6)
+
+
+def test_the_optimiser_sees_the_parameters_as_weight_decay_needs_them():
+    optimizer = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
+    state = init_state(jnp.array([2.0]), optimizer)
+    new, _ = train_step(lambda *_: (jnp.zeros(()), {}), optimizer, state, None, jax.random.key(0))
+    np.testing.assert_allclose(new.params, [2.0 - 0.1 * 0.5 * 2.0], rtol=1e-6)
+
+
+def test_gradient_descent_on_a_quadratic_takes_its_known_course():
+    rate, steps = 0.1, 25
+    target, origin = np.array([1.0, -3.0], np.float32), np.array([5.0, 5.0], np.float32)
+    optimizer = optax.sgd(rate)
+    data = np.broadcast_to(target, (steps, 2))
+    state = init_state(jnp.asarray(origin), optimizer)
+    info = empty_info(half_square, state, data[0], jax.random.key(0), steps)
+    order = jnp.arange(steps)  # one example a step
+    state, info = compiled(half_square, optimizer)(state, info, data, order, jax.random.key(0), 0, steps)
+    distance = (1 - rate) ** np.arange(steps + 1) * np.linalg.norm(origin - target)
+    np.testing.assert_allclose(info.loss, 0.5 * distance[:-1] ** 2, rtol=1e-5)
+    np.testing.assert_allclose(info.gradient_norm, distance[:-1], rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(state.params - target), distance[-1], rtol=1e-5)
+    assert state.step == steps
+
+
+def test_adam_finds_the_least_squares_solution_over_random_batches():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    y = x @ np.array([1.0, -2.0, 0.5], np.float32) + 0.7  # no noise: every batch has the same minimum
+    optimizer = adam(optax.linear_schedule(0.1, 0.0, 600))
+
+    def loss(params, batch, key, step):
+        slope, intercept = params
+        x, y = batch
+        return jnp.mean(jnp.square(jnp.dot(x, slope) + intercept - y)), {}
+
+    params = (jnp.zeros(3), jnp.zeros(()))
+    state, info = jax.jit(lambda key: train(loss, optimizer, params, (x, y), key, batch_size=20, epochs=200))(
+        jax.random.key(0)
+    )
+    slope, intercept = state.params
+    np.testing.assert_allclose(slope, [1.0, -2.0, 0.5], atol=1e-4)
+    assert float(intercept) == pytest.approx(0.7, abs=1e-4)
+    assert info.loss.shape == (200, 3)
+    assert info.loss[-1, -1] < 1e-8 < 1.0 < info.loss[0, 0]
+    assert state.step == 600
+
+
+def test_without_data_the_loss_is_given_no_batch_and_draws_by_its_key():
+    def loss(params, batch, key, step):
+        assert batch is None
+        return jnp.sum(params) * jax.random.normal(key), {}
+
+    optimizer, key = optax.sgd(0.1), jax.random.key(1)
+    state = init_state(jnp.zeros(2), optimizer)
+    info = empty_info(loss, state, None, key, 3)
+    state, info = train_steps(loss, optimizer, state, info, None, None, key, 0, 3)
+    noise = [jax.random.normal(jax.random.fold_in(key, step)) for step in range(3)]
+    np.testing.assert_allclose(state.params, -0.1 * np.sum(noise) * np.ones(2), rtol=1e-5)
+
+
+# --- Keys
+
+
+def test_every_step_has_its_own_key_derived_from_the_epochs_and_its_number():
+    key = jax.random.key(3)
+    state, first = an_epoch(key)
+    _, second = an_epoch(key, number=1, state=state)
+    for number, info in enumerate((first, second)):
+        _, steps_key = epoch_keys(key, number)
+        steps = range(number * STEPS, (number + 1) * STEPS)
+        np.testing.assert_array_equal(info.figures["step"], steps)
+        expected = [jax.random.uniform(jax.random.fold_in(steps_key, step)) for step in steps]
+        np.testing.assert_array_equal(info.figures["uniform"], np.stack(expected))
+    uniforms = np.concatenate([first.figures["uniform"], second.figures["uniform"]])
+    assert len(set(uniforms.tolist())) == 2 * STEPS
+
+
+def test_keys_of_epochs_differ_from_each_other_and_from_the_steps():
+    pairs = [epoch_keys(jax.random.key(seed), epoch) for seed in range(2) for epoch in range(5)]
+    data = [tuple(np.asarray(jax.random.key_data(key)).tolist()) for pair in pairs for key in pair]
+    assert len(set(data)) == 20
+
+
+def test_train_is_a_function_of_its_key():
+    first, again, other = (noisy_train()(PARAMS, DATA, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert_same_bits(first, again)
+    assert np.all(first[0].params != other[0].params)
+    assert np.all(first[1].loss != other[1].loss)
+
+
+def test_train_is_its_epochs_one_after_the_other():
+    key = jax.random.key(7)
+    state, info = noisy_train()(PARAMS, DATA, key)
+    one = None
+    for number in range(3):
+        one, epoch = an_epoch(key, number=number, state=one)
+        np.testing.assert_array_equal(info.figures["uniform"][number], epoch.figures["uniform"])
+        np.testing.assert_allclose(info.loss[number], epoch.loss, rtol=1e-5)
+    np.testing.assert_allclose(state.params, one.params, rtol=1e-5, atol=1e-6)
+
+
+# --- Epochs
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23])
+def test_an_epoch_takes_floor_n_over_b_batches_and_visits_no_example_twice(batch_size):
+    order = epoch_order(jax.random.key(0), SIZE, batch_size)
+    assert order.shape == (SIZE // batch_size, batch_size)
+    assert order.dtype == jnp.int32
+    visited = np.asarray(order).ravel().tolist()
+    assert len(set(visited)) == len(visited)
+    assert set(visited) <= set(range(SIZE))
+
+
+def test_all_leaves_of_an_example_stay_together():
+    def loss(params, batch, key, step):
+        index, square = batch
+        return jnp.sum(params), {"same": jnp.all(index**2 == square), "sum": jnp.sum(index)}
+
+    data = (jnp.arange(SIZE), jnp.arange(SIZE) ** 2)
+    _, info = train(loss, optax.sgd(0.0), jnp.zeros(2), data, jax.random.key(0), batch_size=5, epochs=2)
+    assert np.all(info.figures["same"])
+    assert len(set(np.asarray(info.figures["sum"]).ravel().tolist())) > 2
+
+
+def test_every_epoch_has_a_new_order_and_leaves_out_other_examples():
+    orders = [epoch_order(epoch_keys(jax.random.key(0), number)[0], SIZE, 5) for number in range(6)]
+    orders = [tuple(np.asarray(order).ravel().tolist()) for order in orders]
+    assert len(set(orders)) == 6
+    assert all(list(order) != sorted(order) for order in orders)
+    assert len({frozenset(order) for order in orders}) > 1
+    assert set().union(*orders) == set(range(SIZE))
+
+
+def test_orders_are_drawn_evenly():
+    # 300 epochs of one batch of 5 from 23: each example is left out with probability 18/23 in each.
+    first = jax.vmap(lambda key: epoch_order(key, SIZE, 5)[0])(jax.random.split(jax.random.key(1), 300))
+    counts = np.bincount(np.asarray(first).ravel(), minlength=SIZE)
+    mean = 300 * 5 / SIZE
+    assert np.max(np.abs(counts - mean)) < 5 * np.sqrt(mean * (1 - 5 / SIZE))
+
+
+# --- Pieces
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 2, 3), (1, 2, 3), (0, 4)])
+def test_pieces_of_any_length_are_one_program_and_the_same_epoch_bit_for_bit(cuts):
+    key = jax.random.key(3)
+    assert_same_bits(an_epoch(key, *cuts), an_epoch(key))
+    assert compiled()._cache_size() == 1
+
+
+def test_a_piece_of_no_steps_changes_nothing_and_empty_info_is_finite():
+    key = jax.random.key(0)
+    state = init_state(jnp.asarray(PARAMS), ADAM)
+    info = empty_info(noisy, state, SHAPE, key, STEPS)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(info))  # else JAX_DEBUG_NANS stops at them
+    assert_same_bits(compiled()(state, info, DATA, jnp.zeros((STEPS, BATCH), jnp.int32), key, 2, 2), (state, info))
+
+
+# --- Errors
+
+
+@pytest.mark.parametrize("batch_size", [0, SIZE + 1, -1])
+def test_a_batch_size_that_does_not_fit_is_told(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be between 1 and the 23 examples of data; got {batch_size}"):
+        train(noisy, ADAM, PARAMS, DATA, jax.random.key(0), batch_size=batch_size, epochs=1)

@@ -1,0 +1,95 @@
+"""Pixels become Bernoulli draws with the right probability, and certainly so at black and white."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import precision
+
+from planar_vae_jax.vae.binarization import BINARIZATIONS, bernoulli_pixels, binarize, binarize_each
+
+DRAWS = 40_000
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+
+
+def test_each_grey_level_is_drawn_with_its_probability():
+    levels = jnp.arange(256, dtype=jnp.uint8)
+    draws = jax.jit(lambda key: bernoulli_pixels(key, jnp.tile(levels, (DRAWS, 1))))(jax.random.key(0))
+    assert draws.dtype == jnp.float32
+    assert set(np.unique(draws)) == {0.0, 1.0}
+    mean = np.asarray(draws, np.float64).mean(0)
+    probability = np.arange(256) / 255.0
+    assert mean[0] == 0.0
+    assert mean[255] == 1.0
+    deviations = (mean - probability)[1:-1] / np.sqrt(probability * (1 - probability) / DRAWS)[1:-1]
+    assert np.abs(deviations).max() < 4.5
+    assert np.sqrt(np.mean(deviations**2)) == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_other_binarizations_are_what_their_names_say():
+    pixels = jnp.array([[0, 127, 128, 255]], jnp.uint8)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(binarize(key, pixels, "threshold"), [[0.0, 0.0, 1.0, 1.0]])
+    np.testing.assert_allclose(binarize(key, pixels, "none"), [[0.0, 127 / 255, 128 / 255, 1.0]], rtol=1e-6)
+    np.testing.assert_array_equal(binarize(key, pixels, "static"), binarize(key, pixels, "dynamic"))
+
+
+def test_an_unknown_binarization_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"dynamic.*got 'coin'"):
+        binarize(jax.random.key(0), jnp.zeros((1,), jnp.uint8), "coin")
+    assert len(BINARIZATIONS) == 4
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+@pytest.mark.parametrize(
+    ("pixels", "came"),
+    [
+        (np.zeros(3, np.float32), "float32"),
+        (np.zeros(3, np.int32), "int32"),
+        (np.zeros(3, bool), "bool"),
+        ([0, 255], "list"),
+    ],
+)
+def test_pixels_of_another_type_are_refused(pixels, came, binarization):
+    """Floats in 0..1, above all: cast without a word they would be black."""
+    with pytest.raises(ValueError, match=f"^pixels must be .*uint8.*got {came}$"):
+        binarize(jax.random.key(0), pixels, binarization)
+    with pytest.raises(ValueError, match=f"^pixels must be .*uint8.*got {came}$"):
+        binarize_each(jax.random.split(jax.random.key(0), len(pixels)), pixels, binarization)
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+def test_each_image_depends_on_its_own_key_alone(binarization):
+    keys = jax.random.split(jax.random.key(3), len(IMAGES))
+    whole = binarize_each(keys, IMAGES, binarization)
+    assert whole.shape == IMAGES.shape
+    assert whole.dtype == jnp.float32
+    for i, image in enumerate(IMAGES):
+        np.testing.assert_array_equal(whole[i], binarize(keys[i], image, binarization))
+    order = np.array([4, 1, 2])  # another batch, another order, another size
+    np.testing.assert_array_equal(
+        jax.jit(binarize_each, static_argnums=2)(keys[order], IMAGES[order], binarization), whole[order]
+    )
+
+
+def test_other_keys_draw_otherwise():
+    """Training and test images that are drawn once need keys of their own."""
+    first, second = (bernoulli_pixels(jax.random.key(seed), jnp.full((1000,), 128, jnp.uint8)) for seed in (0, 1))
+    assert 0.4 < np.mean(first != second) < 0.6
+
+
+def test_keys_must_be_as_many_as_images():
+    with pytest.raises(ValueError, match=r"keys must be one for each image, \[6\]; got \[5\]"):
+        binarize_each(jax.random.split(jax.random.key(0), 5), IMAGES, "dynamic")
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+def test_draws_are_the_same_in_either_width(binarization):
+    def draws():
+        values = binarize_each(jax.random.split(jax.random.key(0), len(IMAGES)), IMAGES, binarization)
+        assert values.dtype == jnp.float32
+        return np.asarray(values)
+
+    with precision(np.float64):
+        wide = draws()
+    np.testing.assert_array_equal(wide, draws())
