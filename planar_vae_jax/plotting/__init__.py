@@ -1,22 +1,45 @@
-"""Pictures from arrays. Every function returns a matplotlib ``Figure`` for a file: no pyplot, no backend, no state.
+"""Figures from arrays: every function returns a matplotlib ``Figure``, ready for ``savefig``.
 
-Which pages a run draws with them: ``planar_vae_jax.report``.
+The modules here import NumPy and matplotlib only: no model, no pyplot, no backend, no global state. Names and titles
+are drawn as they are given: a ``$`` starts no formula, and a character that the font lacks becomes ``?``.
 
-Texts are shown as they are: a ``$`` in a file's name begins no formula, and a name in another script is set in a font
-that has it, if one is installed.
+Training:
+    ``loss_curves``           losses against epochs, with and without the first value
+    ``class_losses``          the test loss of each class, with standard errors
+    ``against_length``        results over seeds against the number of layers K, beside published ones
+
+Images:
+    ``image_grid``            a grid of images
+    ``image_rows``            named rows of images with captions
+
+Densities on the plane:
+    ``density_fit``           a target, samples before and after the flow, and the flow's density
+    ``layer_densities``       the density after the first k layers
+    ``kl_curve``              a KL divergence against steps
+
+The latent space:
+    ``posterior_rows``        the true posterior of each image beside q after k layers
+    ``PosteriorPanels``       what ``posterior_rows`` reads of each image
+    ``aggregate_plane``       codes on a latent plane, by class, beside the prior
+    ``aggregate_histograms``  histograms of latent coordinates beside the prior
+
+``check_figures`` fails early where figures cannot be drawn.
 """
 
 import io
 
-import planar_vae_jax.plotting.backend  # noqa: F401  before all others: it imports matplotlib
-from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
-from planar_vae_jax.plotting.density import density_fit, layer_densities
-from planar_vae_jax.plotting.images import image_grid, image_rows
-from planar_vae_jax.plotting.latent import aggregate_histograms, aggregate_plane
-from planar_vae_jax.plotting.lengths import against_length
-from planar_vae_jax.plotting.posteriors import posterior_rows
+import numpy as np
+
+import planar_vae_jax.plotting._backend  # noqa: F401  first, as it imports matplotlib
+from planar_vae_jax.plotting._curves import class_losses, kl_curve, loss_curves
+from planar_vae_jax.plotting._density import density_fit, layer_densities
+from planar_vae_jax.plotting._images import image_grid, image_rows
+from planar_vae_jax.plotting._latent import aggregate_histograms, aggregate_plane
+from planar_vae_jax.plotting._lengths import against_length
+from planar_vae_jax.plotting._posteriors import PosteriorPanels, posterior_rows
 
 __all__ = [
+    "PosteriorPanels",
     "against_length",
     "aggregate_histograms",
     "aggregate_plane",
@@ -33,14 +56,12 @@ __all__ = [
 
 
 def check_figures() -> None:
-    """Draws a small figure in memory: whoever trains first and draws afterwards calls it before.
+    """Draws a small figure in memory. A run calls it before training, so that a broken installation fails early.
 
     Raises:
-        ImportError: something that figures need is not there, or does not work.
+        ImportError: matplotlib or something that it needs does not work.
     """
-    import numpy as np
-
     try:
         image_rows({"row": np.zeros((1, 2, 2))}, title="title").savefig(io.BytesIO(), format="png")
-    except Exception as error:  # of matplotlib, of Pillow, of a LaTeX that a matplotlibrc asks for
+    except Exception as error:  # from matplotlib, from Pillow, from a LaTeX that a matplotlibrc asks for
         raise ImportError(f"figures cannot be drawn: {type(error).__name__}: {error}") from error

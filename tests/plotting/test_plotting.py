@@ -1,18 +1,19 @@
-"""Pictures hold what they were given; their texts are as they were given, and lie inside, clear of each other."""
+"""Figures show the arrays and names that they are given; texts lie inside the figure and do not overlap."""
 
 import functools
 import itertools
+from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from planar_vae_jax import plotting
-from planar_vae_jax.analysis.true_posterior import PosteriorGrid
-from planar_vae_jax.plotting import text
+from planar_vae_jax.plotting import _text as text
+from planar_vae_jax.plotting._posteriors import mass_levels
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((10, 28, 28))
@@ -25,13 +26,23 @@ CURVES = {
 }
 
 
+class Panels(NamedTuple):
+    """What ``posterior_rows`` reads of an image."""
+
+    near: tuple[float, float, float, float]
+    truth: np.ndarray
+    approximation: np.ndarray
+    far: tuple[float, float, float, float]
+    layers: dict[int, np.ndarray]
+    kl: dict[int, float]
+
+
 def posterior(flow_length):
     layers = dict.fromkeys(sorted({0, flow_length // 2, flow_length}), BELL)
-    kl = dict.fromkeys(layers, 123.456)
-    return PosteriorGrid((-3, 3, -3, 3), BELL, BELL, (-30, 20, -25, 25), layers, kl, 99.0)
+    return Panels((-3, 3, -3, 3), BELL, BELL, (-30, 20, -25, 25), layers, dict.fromkeys(layers, 123.456))
 
 
-# title -> figure, one a kind of picture
+# kind of figure -> function of the title
 FIGURES = {
     "rows": lambda title: plotting.image_rows({"original": IMAGES, "reconstruction": IMAGES}, title=title),
     "rows with captions": lambda title: plotting.image_rows(
@@ -80,7 +91,7 @@ TITLES = {
 
 
 def texts_of(figure) -> dict[Text, Bbox]:
-    """The texts that a reader sees (matplotlib also has ticks beyond the axes), and their boxes in pixels."""
+    """The texts that are drawn (not those of ticks beyond the axes) and their boxes in pixels."""
     drawn, draw = [], Text.draw
 
     def record(self, renderer):
@@ -120,7 +131,7 @@ def test_texts_lie_inside_and_clear_of_each_other(kind, title):
 
 @pytest.mark.parametrize("kind", FIGURES)
 def test_titles_stand_close_to_what_they_name(kind):
-    """No empty band, with captions or without, and nothing behind the title."""
+    """There is no empty band below the title, with captions or without, and nothing lies behind it."""
     figure, boxes = drawn(kind, "one line")
     bottom = boxes[figure._suptitle].y0
     below = [axes.get_tightbbox().y1 for axes in figure.axes]
@@ -140,7 +151,7 @@ def test_panels_are_squares_of_one_size(kind):
 
 @pytest.mark.parametrize("name", ["a$x$_b", "$", r"\frac{a}{b}$$", "a^2_{i}", "100 % <b>&amp;</b>", "été ∑ Ω ß"])
 def test_a_name_is_shown_as_it_is(name):
-    """Warnings are errors here, a missing glyph's among them."""
+    """pytest turns warnings into errors, so a warning of a missing glyph would fail this test."""
     figure = plotting.loss_curves(np.arange(3), {name: np.arange(3.0)}, title=f"Loss ({name})", ylabel="loss")
     shown = {artist.get_text(): artist for artist in texts_of(figure)}
     for wanted in (name, f"Loss ({name})"):
@@ -152,42 +163,27 @@ def test_a_name_is_shown_as_it_is(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"), [("\U00020000 x", "? x"), ("a\tb\x07\udcff", "a?b??"), ("\u200bzero", "?zero")]
+    ("name", "shown"),
+    [
+        ("\U00020000 x", "? x"),
+        ("\u6570\u5b57.npz", "??.npz"),
+        ("a\tb\x07\udcff", "a?b??"),
+        ("\u200bzero", "?zero"),
+    ],
 )
 def test_what_cannot_be_drawn_is_replaced(name, shown):
     figure = plotting.image_grid(IMAGES, columns=5, title=name, subtitle=name)
     assert [artist.get_text() for artist in texts_of(figure)] == [f"{shown}\n{shown}"]
+    figure = plotting.aggregate_plane(POINTS, np.array([name] * len(POINTS)), title="title")
+    assert shown in [artist.get_text() for artist in texts_of(figure)]
 
 
-def test_a_name_in_another_script_takes_a_font_that_has_it(tmp_path):
-    """A font with two ideographs is installed for this test."""
-    name = "\u6570\u5b57"
-    builder = pytest.importorskip("fontTools.fontBuilder").FontBuilder(1000, isTTF=True)
-    pen = pytest.importorskip("fontTools.pens.ttGlyphPen").TTGlyphPen(None)
-    for move, point in (("moveTo", (0, 0)), ("lineTo", (0, 700)), ("lineTo", (700, 0))):
-        getattr(pen, move)(point)
-    pen.closePath()
-    glyphs = [".notdef", "one", "two"]
-    builder.setupGlyphOrder(glyphs)
-    builder.setupCharacterMap(dict(zip(map(ord, name), glyphs[1:], strict=True)))
-    builder.setupGlyf(dict.fromkeys(glyphs, pen.glyph()))
-    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
-    builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": "Two Ideographs", "styleName": "Regular"})
-    builder.setupOS2(sTypoAscender=800)
-    builder.setupPost()
-    builder.save(tmp_path / "two.ttf")
-    entries = list(fontManager.ttflist)
-    text._families.cache_clear()
-    try:
-        fontManager.addfont(tmp_path / "two.ttf")
-        figure = plotting.image_grid(IMAGES, columns=5, title=f"{name}.npz")
-        (title,) = texts_of(figure)
-        assert title.get_text() == f"{name}.npz"
-        assert title.get_fontfamily()[-1] == "Two Ideographs"
-    finally:
-        fontManager.ttflist[:] = entries
-        text._families.cache_clear()
+def test_a_second_font_of_the_default_family_is_used(monkeypatch):
+    """matplotlib falls back to it, so its characters are drawn."""
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", ["DejaVu Sans Display"])
+    assert text.drawable("abc") == "???"
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", ["DejaVu Sans Display", "DejaVu Sans"])
+    assert text.drawable("abc") == "abc"
 
 
 def test_wrapping_breaks_at_blanks_first():
@@ -248,7 +244,7 @@ def test_bars_have_standard_errors():
     ]
 
 
-def test_density_fit_tells_what_it_does_not_show():
+def test_density_fit_names_the_share_of_samples_outside():
     figure = plotting.density_fit(BELL, POINTS, np.full((50, 2), 4.0), 1.1 * BELL, extent=3, title="title")
     assert "transformed samples (100.0% outside)" in [axes.get_title() for axes in figure.axes]
     assert [axes.images[0].get_clim()[1] for axes in figure.axes if axes.images] == [BELL.max()] * 2  # one scale
@@ -261,3 +257,10 @@ def test_kl_below_zero_is_left_out_of_the_logarithm():
     np.testing.assert_array_equal(left.lines[0].get_ydata(), [0.3, -0.1, 0.2])
     np.testing.assert_array_equal(right.lines[0].get_ydata(), [0.3, np.nan, 0.2])
     assert right.get_yscale() == "log"
+
+
+def test_contours_hold_their_mass():
+    axis = np.linspace(-6.0, 6.0, 601)
+    bell = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2))
+    np.testing.assert_allclose(mass_levels(bell, (0.5, 0.95)), [0.05, 0.5], rtol=0.01)
+    assert mass_levels(np.eye(1), (0.5, 0.95)) == []

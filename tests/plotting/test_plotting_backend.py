@@ -1,5 +1,6 @@
-"""Figures are files, whatever backend matplotlib is told to use."""
+"""Importing plotting works with any MPLBACKEND, and brings no model."""
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -10,6 +11,8 @@ import matplotlib
 import pytest
 
 from planar_vae_jax import plotting
+
+ROOT = Path(plotting.__file__).parents[2]
 
 
 def test_check_figures(monkeypatch):
@@ -30,10 +33,10 @@ print(os.environ["MPLBACKEND"], sys.modules["matplotlib"].rcParams._get("backend
 
 
 def run_with_backend(backend: str) -> str:
-    """Standard output of SCRIPT, which says nothing else."""
+    """Runs SCRIPT with this MPLBACKEND and returns what it prints."""
     run = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT],
-        cwd=Path(plotting.__file__).parents[2],
+        cwd=ROOT,
         env=os.environ | {"MPLBACKEND": backend},
         capture_output=True,
         text=True,
@@ -44,12 +47,41 @@ def run_with_backend(backend: str) -> str:
 
 
 def test_a_backend_that_is_not_installed_does_not_matter():
-    """A notebook leaves this in the environment of the processes that it starts."""
+    """A notebook leaves such a value in the environment of the processes that it starts."""
     backend = "module://matplotlib_inline.backend_inline"
     if importlib.util.find_spec("matplotlib_inline"):
         backend = "module://not_installed.backend"
-    assert run_with_backend(backend).startswith(backend)  # and the environment is as it was
+    assert run_with_backend(backend).startswith(backend)  # the environment is unchanged
 
 
 def test_a_backend_that_is_installed_stays():
     assert run_with_backend("svg") == "svg svg"
+
+
+IMPORTED = """
+import sys
+from planar_vae_jax import plotting
+plotting.check_figures()
+parts = ("vae", "train", "data", "analysis", "runs", "load", "report")
+unwanted = ("flax", "optax", "orbax", "absl", *(f"planar_vae_jax.{part}" for part in parts))
+print([name for name in sys.modules if name.startswith(unwanted)])
+"""
+
+
+def test_plotting_imports_no_model():
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTED], cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_modules_of_plotting_import_arrays_and_matplotlib_alone():
+    allowed = ("planar_vae_jax.plotting", "planar_vae_jax.statistics", "numpy", "matplotlib")
+    for path in Path(plotting.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert name.startswith(allowed) or name.split(".")[0] in sys.stdlib_module_names, (path.name, name)

@@ -1,4 +1,4 @@
-"""Figures against the length of the flow."""
+"""Results of runs against the number of planar layers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from planar_vae_jax.plotting.layout import set_title
+from planar_vae_jax.plotting._layout import set_title
 
 
 def against_length(
@@ -17,12 +17,13 @@ def against_length(
     title: str,
     published: Mapping[str, Mapping[str, Mapping[int, float]]] | None = None,
 ) -> Figure:
-    """A panel for each figure: its mean over seeds against K, with the standard deviation as error bars.
+    """Draws one panel for each result: its mean over seeds against K, with the standard deviation as error bars.
 
     Args:
         lengths: K of each model.
-        panels: label of a figure -> ``{"mean", "std", "by_seed"}`` for each of ``lengths``; ``None``: not known.
-        published: name of a source -> label of a panel -> K -> figure, drawn beside ours.
+        panels: label of a result -> ``{"mean", "std", "by_seed"}`` for each of ``lengths``; None if unknown.
+        title: above all panels.
+        published: name of a source -> label of a panel -> K -> value, drawn in the same panel for comparison.
     """
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained", dpi=120)
     set_title(figure, title)

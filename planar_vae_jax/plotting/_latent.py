@@ -8,22 +8,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from planar_vae_jax.plotting.layout import axes_at, set_title
-from planar_vae_jax.plotting.text import plain
+from planar_vae_jax.plotting._layout import axes_at, set_title
+from planar_vae_jax.plotting._text import VERBATIM, drawable
 
-# Inches: the side of a square, tick labels at its left and below, its title above, the legend at the right.
+# Inches: the side of a panel, tick labels to its left and below, its title above, the legend to its right.
 PANEL, LEFT, BOTTOM, TOP, LEGEND, RIGHT = 4.0, 0.8, 0.5, 0.35, 0.9, 0.15
-LISTED = 20  # classes that a legend names
-POINTS = 10_000  # that are drawn
+LISTED = 20  # with more classes than this there is no legend
+POINTS = 10_000  # codes that are drawn at most
 
 
 def aggregate_plane(z: np.ndarray, labels: np.ndarray | None, *, title: str) -> Figure:
-    """Codes on the plane by class, and the density of all of them; dashed circles hold 39, 86 and 99 % of the prior.
+    """Draws codes on the latent plane by class, and their density; dashed circles hold 39, 86 and 99 % of the prior.
 
     Args:
-        z: ``[N, 2]``.
-        labels: ``[N]``, or None.
-        title: over all.
+        z: ``[N, 2]``, the codes.
+        labels: ``[N]``, the class of each code, or None.
+        title: above both panels.
     """
     legend = LEGEND if labels is not None and len(np.unique(labels)) <= LISTED else RIGHT
     width = LEFT + PANEL + legend + LEFT + PANEL + RIGHT
@@ -33,12 +33,8 @@ def aggregate_plane(z: np.ndarray, labels: np.ndarray | None, *, title: str) -> 
     axes = axes_at(figure, LEFT, BOTTOM, PANEL, PANEL)
     rows = np.linspace(0, len(z) - 1, min(len(z), POINTS)).astype(int)
     _scatter(axes, z[rows], None if labels is None else labels[rows], half)
-    _plane(
-        axes,
-        half,
-        f"codes{' by class' * (labels is not None)}; dashed: 1, 2, 3 standard deviations of the prior",
-        "0.3",
-    )
+    shown = "codes" if labels is None else "codes by class"
+    _plane(axes, half, f"{shown}; dashed: 1, 2, 3 standard deviations of the prior", "0.3")
     axes = axes_at(figure, LEFT + PANEL + legend + LEFT, BOTTOM, PANEL, PANEL)
     edges = np.linspace(-half, half, int(np.clip(np.sqrt(len(z)), 10, 80)) + 1)
     axes.hist2d(z[:, 0], z[:, 1], bins=edges, cmap="viridis")
@@ -52,33 +48,46 @@ def _scatter(axes: Axes, z: np.ndarray, labels: np.ndarray | None, half: float) 
         axes.scatter(z[:, 0], z[:, 1], s=size, linewidths=0, color="tab:blue", alpha=0.6)
         return
     classes, index = np.unique(labels, return_inverse=True)
-    colours, top = next(
-        ((name, size) for name, size in (("tab10", 10), ("tab20", 20)) if len(classes) <= size),
-        ("viridis", len(classes)),
-    )
-    colour = matplotlib.colormaps[colours]((np.arange(len(classes)) + 0.5) / top)
+    colour = _colours(len(classes))
     axes.scatter(z[:, 0], z[:, 1], color=colour[index], s=size, linewidths=0, alpha=0.7)
     if len(classes) > LISTED:
         return
     dots = [Line2D([], [], marker="o", linestyle="", color=tuple(one)) for one in colour]
-    names, style = plain([str(label) for label in classes])
+    names = [drawable(str(label)) for label in classes]
     legend = axes.legend(dots, names, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     for text in legend.get_texts():
-        text.set(**style)
+        text.set(**VERBATIM)
+
+
+def _colours(count: int) -> np.ndarray:
+    """``[count, 4]``: distinct colours for up to 20 classes, a gradient for more."""
+    if count <= 10:
+        name, size = "tab10", 10
+    elif count <= 20:
+        name, size = "tab20", 20
+    else:
+        name, size = "viridis", count
+    return matplotlib.colormaps[name]((np.arange(count) + 0.5) / size)
 
 
 def _plane(axes: Axes, half: float, name: str, colour: str) -> None:
     angle = np.linspace(0.0, 2.0 * np.pi, 200)
     for radius in (1.0, 2.0, 3.0):
         axes.plot(radius * np.cos(angle), radius * np.sin(angle), color=colour, linestyle="--", linewidth=0.8)
-    axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
+    axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xlabel="latent 0", ylabel="latent 1")
     axes.set_title(name, fontsize=9)
     axes.locator_params(nbins=6)
     axes.ticklabel_format(scilimits=(-2, 4))
 
 
 def aggregate_histograms(z: Mapping[str, np.ndarray], *, title: str, columns: int = 4) -> Figure:
-    """Histograms of coordinates of codes, name -> ``[N]``, each with the density of N(0, 1)."""
+    """Draws a histogram of each coordinate of the codes, with the density of N(0, 1) as a line.
+
+    Args:
+        z: name -> ``[N]``, the values of one coordinate.
+        title: above all histograms.
+        columns: histograms in a row at most.
+    """
     columns = min(columns, len(z))
     rows = -(-len(z) // columns)
     figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.1 * rows), layout="constrained", dpi=120)

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from planar_vae_jax.plotting.layout import axes_at, set_title
+from planar_vae_jax.plotting._layout import axes_at, set_title
 
-# Inches around a panel: tick labels and the axes' names, and at the top the panel's title.
+# Inches around a panel, for tick labels and axis labels, and at the top for the panel's title.
 LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.2, 0.55, 0.35
 
 
@@ -22,16 +22,18 @@ def density_fit(
     extent: float,
     title: str,
 ) -> Figure:
-    """Target, base samples, the same samples transformed, and the transformed density (figure 2).
+    """Draws the target, samples of the base, the same samples transformed, and the flow's density (figure 2).
 
-    Both densities have one colour scale, the target's. A sample's colour is the direction in which it lay in
-    the base, so that it can be found again among the transformed ones.
+    Both densities share one colour scale, scaled to the maximum of the target. The colour of a base sample is its
+    direction from the mean of the base; its transformed sample has the same colour.
 
     Args:
-        target: ``[N, N]``, a normalised density on ``[-extent, extent]^2``; rows are z2, upwards.
-        base: ``[S, 2]``.
-        samples: ``[S, 2]``, the transformed ``base``.
-        density: as ``target``.
+        target: ``[N, N]``, a normalised density on ``[-extent, extent]^2``; rows are z2, from bottom to top.
+        base: ``[S, 2]``, samples of the base distribution.
+        samples: ``[S, 2]``, ``base`` transformed by the flow.
+        density: ``[N, N]``, the flow's density on the same grid as ``target``.
+        extent: half the side of the square that is shown.
+        title: above all panels.
     """
     figure, panels = _panels(4, 3.0, title, right=0.9)
     top = float(np.max(target))
@@ -48,7 +50,13 @@ def density_fit(
 
 
 def layer_densities(densities: Mapping[int, np.ndarray], *, extent: float, title: str) -> Figure:
-    """Densities after the first k layers, k -> ``[N, N]`` as in :func:`density_fit`; a colour scale each."""
+    """Draws the densities after the first k layers, one panel for each k with its own colour scale.
+
+    Args:
+        densities: k -> ``[N, N]``, a density on ``[-extent, extent]^2``; rows are z2, from bottom to top.
+        extent: half the side of the square that is shown.
+        title: above all panels.
+    """
     figure, panels = _panels(len(densities), 2.5, title)
     for axes, (k, values) in zip(panels, densities.items(), strict=True):
         top = float(np.max(values))
@@ -57,7 +65,7 @@ def layer_densities(densities: Mapping[int, np.ndarray], *, extent: float, title
 
 
 def _panels(count: int, side: float, title: str, right: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """Squares side by side, ``side`` inches each, and ``right`` inches beside them."""
+    """Returns a figure with ``count`` square panels of ``side`` inches in a row, and ``right`` inches of free space."""
     pitch = LEFT + side + RIGHT
     figure = Figure(figsize=(count * pitch + right, BOTTOM + side + TOP), dpi=120)
     set_title(figure, title)
@@ -65,7 +73,7 @@ def _panels(count: int, side: float, title: str, right: float = 0.0) -> tuple[Fi
 
 
 def _directions(points: np.ndarray) -> np.ndarray:
-    """Angles ``[S]`` of ``points [S, 2]`` seen from their mean."""
+    """Returns the angles ``[S]`` of ``points [S, 2]`` around their mean, in radians."""
     x, y = np.transpose(points - np.mean(points, axis=0))
     return np.arctan2(y, x)
 

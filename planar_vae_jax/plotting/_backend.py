@@ -1,8 +1,8 @@
-"""Imports matplotlib, whatever MPLBACKEND says.
+"""Imports matplotlib, even where MPLBACKEND names a backend that is not installed.
 
-As matplotlib is imported, it takes its backend from MPLBACKEND, and fails where that is not installed: as it is with
-the one that a notebook leaves to the processes it starts. Figures that become files need none, so here the backend is
-taken if it can be.
+matplotlib reads MPLBACKEND when it is imported and fails if that backend is missing. A notebook leaves such a value to
+the processes that it starts. Figures saved to files need no backend, so this module hides the variable during the
+import and selects the backend afterwards if it exists.
 """
 
 import contextlib

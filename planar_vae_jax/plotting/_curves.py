@@ -1,4 +1,4 @@
-"""Losses: over time, and by class."""
+"""Losses over epochs and by class, and the KL of a density over steps."""
 
 import math
 from collections.abc import Mapping
@@ -8,23 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from planar_vae_jax.plotting.layout import set_title
-from planar_vae_jax.plotting.text import plain
+from planar_vae_jax.plotting._layout import set_title
+from planar_vae_jax.plotting._text import VERBATIM, drawable
 from planar_vae_jax.statistics import with_error
 
-TALLEST = 100.0  # inches, of the bars by class
+TALLEST = 100.0  # inches, the greatest height of the bars of all classes
 
 
 def loss_curves(epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: str, ylabel: str) -> Figure:
-    """One quantity against epochs, with the first value on the left and without it on the right (figures 5 and 6).
+    """Draws losses against epochs, with the first value on the left and without it on the right (figures 5 and 6).
 
     Args:
-        epochs: ``[T]``, epochs (whole or fractions) at which the losses were taken.
-        curves: name -> ``[T]`` losses, as of training and of validation or test images.
+        epochs: ``[T]``, the epochs, whole or fractional, at which the losses were computed.
+        curves: name -> ``[T]`` losses, for example of training and of test images.
+        title: above both panels.
+        ylabel: what the losses are, with their unit.
     """
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
     set_title(figure, title)
-    names, style = plain(curves)
     panels = figure.subplots(1, 2)
     for axes, first, label in zip(panels, (0, 1), ("with", "without"), strict=True):
         lines = [axes.plot(epochs[first:], y[first:], linewidth=1.5, marker=".")[0] for y in curves.values()]
@@ -32,20 +33,23 @@ def loss_curves(epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: 
             axes.set_xlim(epochs[first] - 1, epochs[first] + 1)
         axes.set(xlabel="epoch", ylabel=ylabel, title=f"{label} the first iteration")
         _whole_ticks(axes)
+    names = [drawable(name) for name in curves]
     legend = figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
     for text in legend.get_texts():
-        text.set(**style)
+        text.set(**VERBATIM)
     return figure
 
 
 def class_losses(
     losses: Mapping[str, float], *, title: str, label: str, errors: Mapping[str, float] | None = None
 ) -> Figure:
-    """Test loss by class ("each category"): a bar a class with its value beside it.
+    """Draws the test loss by class ("each category"): one bar for each class, with its value beside it.
 
     Args:
         losses: class -> mean loss.
-        errors: class -> standard error of that mean, not finite where there is none, as of a single image.
+        title: above the bars.
+        label: what the loss is, with its unit.
+        errors: class -> standard error of that mean; not finite where it is unknown, as for a single image.
     """
     deviations = [(errors or {}).get(name, math.nan) for name in losses]
     figure = Figure(figsize=(7, min(TALLEST, 0.32 * len(losses)) + 0.8), layout="constrained", dpi=120)
@@ -55,8 +59,7 @@ def class_losses(
     bars = axes.barh(places, values, xerr=deviations if errors else None, color="tab:blue", capsize=3)
     texts = [with_error(value, error) for value, error in zip(values, deviations, strict=True)]
     axes.bar_label(bars, texts, padding=4, fontsize=9)
-    names, style = plain(losses)
-    axes.set_yticks(places, names, **style)
+    axes.set_yticks(places, [drawable(name) for name in losses], **VERBATIM)
     axes.set(xlabel=f"{label}, ± standard error" if errors else label, ylabel="class")
     axes.margins(x=0.25)
     axes.invert_yaxis()
@@ -64,10 +67,16 @@ def class_losses(
 
 
 def kl_curve(steps: np.ndarray, kl: np.ndarray, *, title: str) -> Figure:
-    """KL in nats, each ``kl [T]`` the mean over the steps up to ``steps [T]``: linear, and on a logarithmic axis."""
+    """Draws a KL divergence in nats against steps, on a linear axis and on a logarithmic one.
+
+    Args:
+        steps: ``[T]``, the last step of each interval.
+        kl: ``[T]``, the mean estimate over each interval; values of 0 and below are missing from the logarithmic axis.
+        title: above both panels.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
     set_title(figure, title)
-    # An estimate near 0 is below 0 half of the time; it has no place on a logarithmic axis.
+    # About half of the estimates of a KL near 0 are negative, and a logarithmic axis cannot show them.
     positive = np.where(kl > 0.0, kl, np.nan)
     for axes, values, label in zip(figure.subplots(1, 2), (kl, positive), ("linear", "logarithmic"), strict=True):
         axes.plot(steps, values, linewidth=1.0, marker=".", markersize=4)
