@@ -1,18 +1,18 @@
-"""Flows and training on whatever device JAX has, with operations and bytes beside the device's limits.
+"""Flows and training steps on the device that JAX uses, beside the limits of that device.
 
     python -m benchmarks.accelerator --data_dir=DIR
 
-takes at most ``--minutes`` (what it did not come to is named), prints tables, and keeps ``summary.json`` in
-``runs/bench-accelerator`` up to date:
+prints tables and updates ``summary.json`` in ``runs/bench-accelerator`` after each of them. After ``--minutes`` it
+begins no further measurement and prints what is missing.
 
-- flows: value and gradient of K planar layers, one flow for all events and each event its own;
-- steps: a training step of the VAE on synthetic images, for each K and generator of random numbers, with the kernels
-  and the operations and bytes that the compiler counts in it (``compiled.cost_analysis()``; ``products``: the
-  operations of its matrix products, counted by hand), as shares of the device's peaks where those are known;
+- flows: value and gradient of K planar layers, one flow for all events and one for each event;
+- steps: a training step of the VAE on synthetic images, for each K and each random number generator, with the kernels,
+  operations and bytes that the compiler counts (``compiled.cost_analysis()``) and the operations of the matrix products
+  (counted by hand), also as shares of the device's peaks if these are known;
 - seeds: the same step of several runs at once, by ``jax.vmap``;
 - quality: with ``--data_dir``, the seconds of training until the test free energy is at most ``--target`` nats.
 
-It needs neither PyTorch nor TFDS. What is timed is compiled before.
+It needs neither PyTorch nor TFDS. Compilation is not part of the times.
 """
 
 import functools
@@ -44,7 +44,7 @@ from planar_vae_jax.vae.model import VAE
 
 GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 SEEDS_FLOWS = 5  # K of several runs at once, and of quality
-COLUMNS = {  # of a row -> its head, and in which unit
+COLUMNS = {  # entry of a row -> head of its column, and the factor to the unit of the column
     "median_ms": ("ms", 1.0),
     "ms_a_seed": ("ms a seed", 1.0),
     "steps_a_second": ("a second", 1.0),
@@ -69,24 +69,30 @@ Measurements = dict[str, Callable[[], Row]]  # what -> its row
 class Config:
     """Flags of ``benchmarks.accelerator``."""
 
-    cases: str = flag(CASES, "of flows: BxDxK joined by commas; batch, dimension, layers")
-    parameters: str = flag("both", "one flow for all events, or each its own", choices=("both", "shared", "amortized"))
+    cases: str = flag(CASES, "sizes of the flows: batch, dimension and layers as BxDxK, joined by commas")
+    parameters: str = flag(
+        "both",
+        "shared: one flow for all events; amortized: one for each event",
+        choices=("both", "shared", "amortized"),
+    )
     flows: tuple[int, ...] = flag((0, 5, 80), "K of the training steps", at_least=0)
-    prng: str = flag("both", "their generators; both: threefry2x32 and rbg", choices=("both", *GENERATORS))
-    optimizer: str = flag("schedule_free", "of everything", choices=OPTIMIZERS)
-    seeds: tuple[int, ...] = flag((1, 4, 16), f"numbers of runs at once, K = {SEEDS_FLOWS}", at_least=1)
-    steps: int = flag(100, "training steps a call", at_least=1)
+    prng: str = flag(
+        "both", "random number generator of the steps; both: threefry2x32 and rbg", choices=("both", *GENERATORS)
+    )
+    optimizer: str = flag("schedule_free", "optimiser of all training steps", choices=OPTIMIZERS)
+    seeds: tuple[int, ...] = flag((1, 4, 16), f"numbers of runs trained at once, with K = {SEEDS_FLOWS}", at_least=1)
+    steps: int = flag(100, "training steps per call", at_least=1)
     seconds: float = flag(1.0, "timed seconds for each measurement", above=0.0)
-    rounds: int = flag(5, "turns that these seconds are spread over", at_least=1)
-    batch_size: int = flag(128, "images a step", at_least=1)
+    rounds: int = flag(5, "turns over which these seconds are spread", at_least=1)
+    batch_size: int = flag(128, "images per step", at_least=1)
     latent: int = flag(40, "size of z", at_least=1)
     hidden: int = flag(400, "width of the hidden layers", at_least=1)
-    dataset: str = flag("mnist", "of quality; as of experiments.mnist")
-    data_dir: str | None = flag(None, "folder with IDX files; without it there is no quality")
+    dataset: str = flag("mnist", "data set of the quality measurement, as in experiments.mnist")
+    data_dir: str | None = flag(None, "folder with the data set's files; without it quality is not measured")
     target: float = flag(100.0, "test free energy to reach, nats")
-    max_epochs: int = flag(15, "after which quality is given up", at_least=1)
-    minutes: float = flag(7.0, "after which no measurement is begun", above=0.0)
-    workdir: str = flag("runs/bench-accelerator", "folder for what the run writes")
+    max_epochs: int = flag(15, "epochs after which the quality measurement ends", at_least=1)
+    minutes: float = flag(7.0, "minutes after which no further measurement begins", above=0.0)
+    workdir: str = flag("runs/bench-accelerator", "folder for the results")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a compiled program costs, and what the device could do at most."""
+"""Operations, bytes and kernels of a compiled program, and the peaks of the device that it runs on."""
 
 import re
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ NO_KERNELS = {"parameter", "get-tuple-element", "tuple", "constant", "bitcast", 
 
 
 class Limits(NamedTuple):
-    """Peaks of a device, as its maker states them; None: not stated."""
+    """Peaks of a device as its maker states them; None if not stated."""
 
-    flops: float | None  # float32 operations a second, without tensor cores
-    bytes: float  # of its memory, a second
+    flops: float | None  # float32 operations per second, without tensor cores
+    bytes: float  # memory traffic per second
 
 
-# The first whose name is in JAX's ``device_kind``.
+# The first entry whose name occurs in JAX's ``device_kind`` applies.
 LIMITS = {
     "H200": Limits(67e12, 4.8e12),
     "H100 PCIe": Limits(51e12, 2.0e12),
@@ -30,14 +30,14 @@ LIMITS = {
 
 
 def limits(device_kind: str) -> Limits | None:
-    """None where they are not known."""
+    """Returns the peaks of a device, or None if they are unknown."""
     return next((found for name, found in LIMITS.items() if name in device_kind), None)
 
 
 def costs(compiled: Any) -> dict[str, float | None]:
-    """Operations, bytes read and written, and kernels of a compiled program; None where the backend does not tell.
+    """Returns operations, bytes read and written, and kernels of a compiled program; None for what is unknown.
 
-    The compiler counts a loop's body once, and nothing in a library's kernels that it does not know.
+    The compiler counts the body of a loop once, and counts nothing inside the kernels of external libraries.
     """
     found = compiled.cost_analysis()
     analysis = found[0] if isinstance(found, list) and found else found or {}
@@ -50,7 +50,7 @@ def costs(compiled: Any) -> dict[str, float | None]:
 
 
 def kernels(hlo: str) -> int:
-    """Instructions that a program in HLO's text launches, one after the other; a loop's body counts as one."""
+    """Returns the number of instructions that an HLO program launches one after the other; a loop counts as one."""
     count, inside = 0, False
     for line in hlo.splitlines():
         if line.endswith("{") and not line.startswith(" "):  # a computation; CUDA graphs are computations of their own
@@ -61,5 +61,5 @@ def kernels(hlo: str) -> int:
 
 
 def share(amount: float | None, peak: float | None, milliseconds: float) -> float | None:
-    """Of the device's peak that ``amount`` in this time is."""
+    """Returns ``amount`` per time as a fraction of the peak per second; None if either is unknown."""
     return None if amount is None or peak is None else amount / (milliseconds / 1e3) / peak

@@ -3,17 +3,17 @@
     pip install -e '.[bench]'
     python -m benchmarks.epoch
 
-takes about six minutes on two CPU cores, prints a table, and writes the times and a picture into ``runs/bench-epoch``.
-All contestants train the model of ``experiments.mnist`` (784 - 400 - ReLU - 40, K planar layers, and back; new pixels
-drawn at each visit) on the same synthetic images, in turns, a slice of steps each:
+takes about six minutes on two CPU cores, prints a table, and writes the times and a figure to ``runs/bench-epoch``.
+All contestants train the model of ``experiments.mnist`` (784 - 400 - ReLU - 40, K planar layers, and back, with newly
+binarised pixels in each step) on the same synthetic images. They take turns of ``--steps`` steps each:
 
 - ours, by the compiled functions of that experiment, with each of its optimisers;
-- PyTorch with Adam: eager (layers as they are usually written), tuned (as few operations as we found) and compiled (the
-  same under ``torch.compile``, which needs a C++ compiler), each checked first against ours: the same free energy
-  and gradient from the same weights, pixels and noise;
-- products alone: the floor, the matrix products of a step, forward and backward of the four linear layers.
+- PyTorch with Adam: eager (layers as they are usually written), tuned (as few operations as we could find) and compiled
+  (tuned under ``torch.compile``, which needs a C++ compiler). Each one is first checked against ours: free energy and
+  gradient must agree for the same weights, pixels and noise;
+- products alone: the matrix products of a step, forward and backward of the four linear layers.
 
-A slice of ``--steps`` steps is an epoch over so many batches; an epoch of 60,000 images has 468.
+An epoch of 60,000 images has 468 steps, so its seconds are extrapolated from a turn.
 """
 
 import functools
@@ -53,19 +53,19 @@ class Config:
 
     flows: tuple[int, ...] = flag((0, 5, 80), "K, numbers of planar layers", at_least=0)
     compiled: tuple[int, ...] = flag(
-        (0, 5, 80), "those of them for torch.compile, which takes up to a minute", at_least=0
+        (0, 5, 80), "the K for which PyTorch is also compiled, which takes up to a minute each", at_least=0
     )
-    optimizer: str = flag("both", "ours", choices=("both", *OPTIMIZERS))
-    peers: str = flag("torch", "torch or none", choices=("torch", "none"))
-    threads: tuple[int, ...] = flag((1, 2), "threads of PyTorch to choose the best from", at_least=1)
+    optimizer: str = flag("both", "our optimisers", choices=("both", *OPTIMIZERS))
+    peers: str = flag("torch", "whether PyTorch takes part", choices=("torch", "none"))
+    threads: tuple[int, ...] = flag((1, 2), "numbers of threads of PyTorch, of which the fastest is shown", at_least=1)
     images: int = flag(60_000, "training images of an epoch", at_least=1)
-    steps: int = flag(50, "steps of a slice; 0: a whole epoch", at_least=0)
-    rounds: int = flag(7, "slices of each contestant", at_least=1)
-    batch_size: int = flag(128, "images a step", at_least=1)
+    steps: int = flag(50, "steps per turn; 0: a whole epoch", at_least=0)
+    rounds: int = flag(7, "turns of each contestant", at_least=1)
+    batch_size: int = flag(128, "images per step", at_least=1)
     latent: int = flag(40, "size of z", at_least=1)
     hidden: int = flag(400, "width of the hidden layers", at_least=1)
-    seed: int = flag(0, "of images and weights", at_least=0, at_most=2**32 - 1)
-    workdir: str = flag("runs/bench-epoch", "folder for what the run writes")
+    seed: int = flag(0, "seed of images and weights", at_least=0, at_most=2**32 - 1)
+    workdir: str = flag("runs/bench-epoch", "folder for the results")
 
 
 def main(argv: list[str]) -> None:

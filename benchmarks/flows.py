@@ -3,11 +3,11 @@
     pip install -e '.[bench]'
     python -m benchmarks.flows
 
-takes about five minutes on two CPU cores, prints tables, and writes the times and a picture into ``runs/bench-flows``.
-What is timed is the mean over the batch of |zK|^2 / 2 - log_det with its gradient by all parameters and by z0, float32.
-Every contestant is first checked, value and gradient, against ours in float64 on the same map
-(:mod:`benchmarks.peers`); one that is not installed, cannot do a case or disagrees is left out by name. PyTorch's
-contestants are timed with 1 and with 2 threads and the better is shown; JAX uses the threads that it takes by itself.
+takes about five minutes on two CPU cores, prints tables, and writes the times and a figure to ``runs/bench-flows``.
+It times the mean over a batch of |zK|^2 / 2 - log_det, with its gradient with respect to all parameters and z0, in
+float32. First it compares value and gradient of each contestant with ours in float64, for the same map. A contestant
+that is not installed, cannot compute a case or disagrees is left out, and the table says why. PyTorch is timed with 1
+and with 2 threads and the faster one is shown; JAX chooses its threads itself.
 """
 
 from collections.abc import Callable
@@ -42,18 +42,22 @@ NAMES = {name.lower().replace(" ", "-"): name for name in PEERS}
 class Config:
     """Flags of ``benchmarks.flows``."""
 
-    cases: str = flag(CASES, "BxDxK joined by commas: batch, dimension, layers")
-    parameters: str = flag("both", "one flow for all events, or each its own", choices=("both", "shared", "amortized"))
+    cases: str = flag(CASES, "batch, dimension and layers as BxDxK, joined by commas")
+    parameters: str = flag(
+        "both",
+        "shared: one flow for all events; amortized: one for each event",
+        choices=("both", "shared", "amortized"),
+    )
     peers: str = flag("all", f"all, none, or names joined by commas: {', '.join(NAMES)}")
-    threads: tuple[int, ...] = flag((1, 2), "threads of PyTorch to choose the best from", at_least=1)
+    threads: tuple[int, ...] = flag((1, 2), "numbers of threads of PyTorch, of which the fastest is shown", at_least=1)
     seconds: float = flag(1.0, "timed seconds for each contestant in each case", above=0.0)
-    rounds: int = flag(7, "turns that these seconds are spread over", at_least=1)
-    seed: int = flag(0, "of the parameters and events", at_least=0, at_most=2**32 - 1)
-    workdir: str = flag("runs/bench-flows", "folder for what the run writes")
+    rounds: int = flag(7, "turns over which these seconds are spread", at_least=1)
+    seed: int = flag(0, "seed of the parameters and events", at_least=0, at_most=2**32 - 1)
+    workdir: str = flag("runs/bench-flows", "folder for the results")
 
 
 class Case(NamedTuple):
-    """Sizes, and whether each event has parameters of its own."""
+    """Sizes of a case, and whether each event has its own parameters."""
 
     batch_size: int
     dim: int
@@ -95,10 +99,10 @@ def main(argv: list[str]) -> None:
 
 
 def parse_cases(cases: str, parameters: str) -> list[Case]:
-    """What ``--cases`` and ``--parameters`` name.
+    """Returns the cases that ``--cases`` and ``--parameters`` name.
 
     Raises:
-        UsageError: for what is not BxDxK.
+        UsageError: if an entry is not of the form BxDxK.
     """
     kinds = {"both": (False, True), "shared": (False,), "amortized": (True,)}[parameters]
     found = []
@@ -112,10 +116,10 @@ def parse_cases(cases: str, parameters: str) -> list[Case]:
 
 
 def parse_peers(text: str) -> list[str]:
-    """Names of ``PEERS``.
+    """Returns the names of ``PEERS`` that ``--peers`` chooses.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: if a name is unknown.
     """
     if text == "none":
         return []
@@ -129,7 +133,7 @@ def parse_peers(text: str) -> list[str]:
 
 
 def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Builds, checks and times all contestants of one case: their rows, and who was left out and why."""
+    """Builds, checks and times the contestants of one case; returns their rows, and who was left out and why."""
     sizes = case._asdict()
     problem = draw_problem(np.random.default_rng(config.seed), **sizes)
     truth = peers.truth(problem)
@@ -140,7 +144,7 @@ def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[st
         try:
             peer, errors = checked(build, problem, truth)
         except Exception as error:
-            # Another version of a package may have another interface: say so and go on without it.
+            # Another version of a package may have another interface: report it and continue without it.
             if name in OURS:
                 raise
             why = str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
@@ -156,14 +160,14 @@ def measure(config: Config, case: Case, chosen: list[str]) -> tuple[list[dict[st
 
 
 def checked(build: Callable[[Problem], Peer], problem: Problem, truth: Result) -> tuple[Peer, dict[str, float] | None]:
-    """A contestant that has run once, and its errors (None if it computes no flow).
+    """Returns a contestant that has run once, and its errors (None if it computes no flow).
 
     Raises:
-        Unavailable: if it cannot take part, or its result is not ours.
+        Unavailable: if it cannot take part, or its result differs from ours.
     """
     peer = build(problem)
     if peer.torch is not None:
-        peer.torch.set_num_threads(1)  # several may wait for each other for seconds where others use the processors
+        peer.torch.set_num_threads(1)  # several threads may wait for each other for seconds on a busy machine
     output = peer.run()
     if peer.result is None:
         return peer, None
@@ -171,7 +175,7 @@ def checked(build: Callable[[Problem], Peer], problem: Problem, truth: Result) -
 
 
 def best_threads(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each name, the fastest; the others in its ``other_threads``."""
+    """Returns the fastest row of each name, with the other rows in its ``other_threads``."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["median_ms"]):
         by_name.setdefault(row["name"], []).append(row)
@@ -183,14 +187,14 @@ def best_threads(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def entry(peer: Peer, threads: int | None) -> Contestant:
-    """A contestant with its number of PyTorch threads set before each turn."""
+    """Returns a contestant that sets the number of PyTorch threads before each turn."""
     if threads is None:
         return Contestant(peer.run)
     return Contestant(peer.run, lambda: peer.torch.set_num_threads(threads))
 
 
 def print_case(case: Case, rows: list[dict[str, Any]], left_out: list[dict[str, str]]) -> None:
-    """The table of one case, fastest first."""
+    """Prints the table of one case, fastest first."""
     print(f"\n(B, D, K) = {case}")
     print(f"{'':<16} {'ms a call':>10} {'quartiles':>19} {'calls':>6} {'x ours':>7} {'threads':>7} {'error':>8}")
     ours = next(row["median_ms"] for row in rows if row["name"] == "ours")
@@ -206,7 +210,7 @@ def print_case(case: Case, rows: list[dict[str, Any]], left_out: list[dict[str, 
 
 
 def compare(rows: list[dict[str, Any]]) -> Ratios:
-    """Ratios of medians: ours by each method, the floor, and the fastest of the peers, each over ours."""
+    """Returns ratios of medians to ours: our other methods, the floor, and the fastest peers."""
     medians = {(row["case"], row["name"]): row["median_ms"] for row in rows}
     groups = {
         **{name: (name,) for name in (*list(OURS)[1:], FLOOR, "FlowJAX")},
@@ -222,7 +226,7 @@ def compare(rows: list[dict[str, Any]]) -> Ratios:
 
 
 def picture(rows: list[dict[str, Any]], device: str) -> Figure:
-    """Milliseconds a call against the size of a case, shared and amortised."""
+    """Draws milliseconds per call against the size of a case, for shared and for amortised flows."""
     kinds = [amortized for amortized in (False, True) if any(row["amortized"] == amortized for row in rows)]
     styles: dict[str, dict[str, Any]] = {
         "ours": {"color": "black", "linewidth": 2.5},
@@ -243,9 +247,9 @@ def picture(rows: list[dict[str, Any]], device: str) -> Figure:
             below = median - [row["lower_quartile_ms"] for row in own]
             above = [row["upper_quartile_ms"] for row in own] - median
             x = [size(row) for row in own]
-            if own or not amortized:  # an empty line still has its name in the legend
+            if own or not amortized:  # an empty line still adds its name to the legend
                 axes.errorbar(x, median, (below, above), label=name, marker="o", markersize=4, capsize=2, **style)
-        title = "each event its own flow (amortised)" if amortized else "one flow for all events (shared)"
+        title = "one flow for each event (amortised)" if amortized else "one flow for all events (shared)"
         axes.set(xscale="log", yscale="log", title=title, xlabel="batch x dimension x layers")
         axes.set_xticks(list(cases), list(cases.values()), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_xticks([], minor=True)
@@ -256,7 +260,7 @@ def picture(rows: list[dict[str, Any]], device: str) -> Figure:
 
 
 def size(row: dict[str, Any]) -> int:
-    """Multiplications of a vector by a vector's entry that a row's case has."""
+    """Returns B D K of a row, to which the work is proportional."""
     return row["batch_size"] * row["dim"] * row["flow_length"]
 
 

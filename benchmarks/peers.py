@@ -1,6 +1,6 @@
-"""K planar layers of other packages, each used as its own documentation says, on the same map as ours.
+"""K planar layers of other packages, used as their documentation recommends, with parameters that give the same map.
 
-What makes it the same map: :mod:`benchmarks.problems`.
+:mod:`benchmarks.problems` converts the parameters.
 """
 
 import functools
@@ -27,10 +27,10 @@ from planar_vae_jax import Planar, planar_flow
 class Peer(NamedTuple):
     """One contestant, built for one problem."""
 
-    run: Callable[[], Any]  # one value and gradient, finished when it returns
-    # What ``run`` returned, with gradients by our parameters; None if it computes no flow.
+    run: Callable[[], Any]  # computes value and gradient and returns when they are finished
+    # Converts the output of ``run`` to gradients with respect to our parameters; None if ``run`` computes no flow.
     result: Callable[[Any], Result] | None
-    torch: Any = None  # the module, if its number of threads matters
+    torch: Any = None  # the module torch, if the number of threads matters
 
 
 # --- JAX: ours and FlowJAX.
@@ -50,12 +50,12 @@ def _jax_peer(
 
 
 def ours(problem: Problem, method: str | None) -> Peer:
-    """``planar_flow`` on the batch with this method; None: the one that its documentation says."""
+    """``planar_flow`` on the batch with this method; None is its default."""
     return _ours(problem, functools.partial(planar_flow, method=method))
 
 
 def ours_under_vmap(problem: Problem) -> Peer:
-    """``planar_flow`` of an event, batched by ``jax.vmap``."""
+    """``planar_flow`` of one event, batched by ``jax.vmap``."""
     return _ours(problem, jax.vmap(planar_flow, in_axes=(0 if problem.amortized else None, 0)))
 
 
@@ -70,7 +70,7 @@ def _ours(problem: Problem, flow: Callable[[Any, Any], tuple[Any, Any]]) -> Peer
 
 
 def truth(problem: Problem) -> Result:
-    """Ours, layer by layer, in float64."""
+    """Returns the result of our layer scan in float64, with which all others are compared."""
     with x64():
         peer = ours(problem, "scan")
         assert peer.result is not None
@@ -78,10 +78,10 @@ def truth(problem: Problem) -> Result:
 
 
 def flowjax(problem: Problem) -> Peer:
-    """``Scan`` over stacked ``Planar`` layers: what ``flowjax.flows.planar_flow`` builds, less its permutations.
+    """``Scan`` over stacked ``Planar`` layers: what ``flowjax.flows.planar_flow`` builds, without its permutations.
 
-    Amortised: the documented route, an MLP in each layer, computes more than a flow; so the bijection is batched by
-    ``jax.vmap`` over its parameters.
+    FlowJAX's documented way to an amortised flow, an MLP in each layer, computes more than a flow. So an amortised
+    problem maps the bijection over its parameters by ``jax.vmap``.
     """
     bijections, eqx = import_module("flowjax.bijections"), import_module("equinox")
     keys = jax.random.split(jax.random.key(0), problem.flow_length)
@@ -95,7 +95,7 @@ def flowjax(problem: Problem) -> Peer:
         def event(params: Any, z0: Any) -> Any:
             return eqx.combine(params, static).transform_and_log_det(z0)
 
-        with jax.default_matmul_precision("highest"):  # as ours; no difference on a CPU
+        with jax.default_matmul_precision("highest"):  # as in our flows; no difference on a CPU
             return jax.vmap(event, in_axes=(0 if problem.amortized else None, 0))(params, z0)
 
     def result(output: Any) -> Result:
@@ -109,11 +109,11 @@ def flowjax(problem: Problem) -> Peer:
 
 
 def floor(problem: Problem) -> Peer:
-    """No contestant, but what any has to do at least.
+    """The work that every implementation has to do; computes no flow.
 
-    Shared: the products with ``[., D]`` matrices in the Gram form's value and gradient, alone: forward ``z0 w^T``,
-    ``w u_hat^T``, ``h u_hat``; backward two for each; the recursion over ``[K, K]`` is left out. Amortised: ``u`` and
-    ``w`` are read once (summed) and arrays of their sizes written (the gradient of the sum).
+    For a shared flow, the matrix products of the Gram form's value and gradient: ``z0 w^T``, ``w u_hat^T`` and
+    ``h u_hat`` forward, and two products for each backward, without the recursion over ``[K, K]``. For an amortised
+    flow, ``u`` and ``w`` are read once (summed) and arrays of their sizes are written (the gradient of the sum).
     """
     if problem.amortized:
         return _read_once(problem)
@@ -147,13 +147,14 @@ def _torch_peer(
     link: str,
     build: Callable[[Any, tuple[Any, Any, Any]], tuple[Callable[[Any], tuple[Any, Any]], tuple[Any, Any, Any]]],
 ) -> Peer:
-    """A contestant of PyTorch.
+    """Returns a contestant in PyTorch.
 
     Args:
-        link: one of ``LINKS``.
-        build: ``(torch, (u, w, b)) -> (flow, leaves)``: from tensors in the package's own parameters to
-            ``flow(z0 [B, D]) -> (zK, log_det)`` and the leaf tensors that gradients are taken by: for each of u, w, b
-            either one tensor or a list of K.
+        problem: the flow and the batch.
+        link: the package's constraint, one of ``LINKS``.
+        build: ``(torch, (u, w, b)) -> (flow, leaves)``, where ``u, w, b`` are tensors in the package's parameters,
+            ``flow(z0 [B, D])`` returns ``(zK, log_det)``, and ``leaves`` holds the tensors whose gradients are wanted:
+            for each of u, w and b one tensor or a list of K.
     """
     torch = import_module("torch")
     device = torch_device(torch)
@@ -168,7 +169,7 @@ def _torch_peer(
     def run() -> Any:
         for leaf in flat:
             leaf.grad = None
-        start = z0.detach().requires_grad_()  # a new tensor each time: Pyro caches by identity
+        start = z0.detach().requires_grad_()  # a new tensor for each call, as Pyro caches by identity
         zK, log_det = flow(start)
         loss = torch.mean(0.5 * zK.square().sum(-1) - log_det)
         loss.backward()
@@ -192,7 +193,7 @@ def _torch_peer(
 
 
 def normflows(problem: Problem) -> Peer:
-    """A ``NormalizingFlow`` of K ``Planar`` flows. Its ``Planar`` sums ``w * u`` over a batch too: not amortisable."""
+    """A ``NormalizingFlow`` of K ``Planar`` flows. Its ``Planar`` also sums ``w * u`` over a batch: never amortised."""
     nf = import_module("normflows")
     if problem.amortized:
         raise Unavailable("its Planar holds one set of parameters")
@@ -208,7 +209,7 @@ def normflows(problem: Problem) -> Peer:
 
 
 def pyro(problem: Problem) -> Peer:
-    """A ``ComposeTransformModule`` of K ``Planar``; amortised: ``ConditionalPlanar`` whose network returns tensors."""
+    """A ``ComposeTransformModule`` of K ``Planar``; amortised: ``ConditionalPlanar`` with constant networks."""
     transforms = import_module("pyro.distributions.transforms")
     modules = import_module("pyro.distributions.torch_transform")
     conditional = import_module("pyro.distributions.conditional")
@@ -248,7 +249,7 @@ def pyro(problem: Problem) -> Peer:
 
 
 def torch_layer(problem: Problem) -> Peer:
-    """K modules, see :func:`planar_layers`."""
+    """K modules as papers and tutorials write them: :func:`planar_layers`."""
 
     def build(torch: Any, params: tuple[Any, Any, Any]) -> Any:
         layers = planar_layers(torch, *params)
@@ -259,7 +260,7 @@ def torch_layer(problem: Problem) -> Peer:
 
 
 def torch_tuned(problem: Problem) -> Peer:
-    """Eager PyTorch as fast as we could write it, see :func:`planar_stack`."""
+    """Eager PyTorch with as few operations as we could find: :func:`planar_stack`."""
 
     def build(torch: Any, params: tuple[Any, Any, Any]) -> Any:
         u, w, b = (part.clone().requires_grad_() for part in params)

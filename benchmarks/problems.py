@@ -1,15 +1,15 @@
-"""A problem that every contestant solves: one map in each package's own parameters, and the check of its results.
+"""The problem that every contestant solves: the same map in each package's parameters, and the check of results.
 
-The packages constrain ``u`` differently (``p = w.u``; all of them ``u_hat = u + (m - 1 - p) w / |w|^2``):
+All packages use ``u_hat = u + (m - 1 - p) w / |w|^2`` with ``p = w.u``, and differ in ``m``:
 
     ours         m = softplus(p + log(e - 1)), also in our PyTorch layers
     normflows    m = log(1 + exp(p))
     Pyro         m = softplus(p)
     FlowJAX      m = log(1 + softplus(p)), a softplus of a softplus
 
-Each ``m`` runs through all of (0, inf), so for our ``u`` there is one ``u`` of theirs with the same ``u_hat``, and with
-it the same map and log-determinant: :func:`peer_u`. Gradients by their ``u`` are pulled back to ours by the derivative
-of that change of parameters. Equal work is checked, then timed.
+Each ``m`` takes every value in (0, inf), so for our ``u`` there is one ``u`` of theirs with the same ``u_hat``, map and
+log-determinant: :func:`peer_u`. Gradients with respect to their ``u`` are converted to gradients with
+respect to ours by the derivative of that change of parameters.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ import numpy as np
 from benchmarks.torch_models import Unavailable
 from planar_vae_jax.flows._constraint import SHIFT
 
-# Of the largest value, of each result. Float32 with K = 128 layers gives 1e-5.
+# Largest error of a result, relative to its largest value. Float32 with K = 128 layers gives 1e-5.
 TOLERANCE = 1e-4
 
 
 class Problem(NamedTuple):
-    """K layers and a batch, float64; the same layers for all events, or each event's own (amortised)."""
+    """K layers and a batch in float64; one flow for all events, or one for each event (amortised)."""
 
     u: np.ndarray  # [K, D], or [B, K, D]
     w: np.ndarray  # [K, D], or [B, K, D]
@@ -51,19 +51,19 @@ class Problem(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a contestant computes: the flow, the objective and its gradient."""
+    """The results of a contestant: the flow, the objective and its gradient."""
 
     loss: Any  # [], the mean of |zK|^2 / 2 - log_det
     zK: Any  # [B, D]
     log_det: Any  # [B]
-    u: Any  # gradients, of the shapes of Problem's
+    u: Any  # the gradients, in the shapes of Problem
     w: Any
     b: Any
     z0: Any
 
 
 def draw_problem(rng: np.random.Generator, *, batch_size: int, dim: int, flow_length: int, amortized: bool) -> Problem:
-    """``|w|`` between 1/2 and 3/2: where it is 0, other packages divide 0 by 0."""
+    """Draws a problem with ``|w|`` between 1/2 and 3/2; at ``w = 0`` other packages divide 0 by 0."""
     lead = (batch_size, flow_length) if amortized else (flow_length,)
     w = rng.standard_normal((*lead, dim))
     w *= rng.uniform(0.5, 1.5, (*lead, 1)) / np.linalg.norm(w, axis=-1, keepdims=True)
@@ -72,14 +72,14 @@ def draw_problem(rng: np.random.Generator, *, batch_size: int, dim: int, flow_le
 
 
 def x64() -> contextlib.AbstractContextManager[None]:
-    """64-bit types for the time of a check."""
+    """A context that enables 64-bit types, for checks."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     return importlib.import_module("jax.experimental").enable_x64()  # before JAX 0.8
 
 
 def disagreement(result: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float]:
-    """Of each result: the largest error over the largest value."""
+    """Returns the largest error of each result, relative to its largest value; raises ValueError if shapes differ."""
 
     def relative(value: Any, true: Any) -> float:
         value, true = np.asarray(value, np.float64), np.asarray(true, np.float64)
@@ -91,14 +91,14 @@ def disagreement(result: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[st
 
 
 def require_agreement(result: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float]:
-    """:func:`disagreement`.
+    """Returns :func:`disagreement`.
 
     Raises:
-        Unavailable: if it is larger than ``TOLERANCE``.
+        Unavailable: if an error is larger than ``TOLERANCE`` or is NaN.
     """
     errors = disagreement(result, truth)
     for name, error in errors.items():
-        if not error <= TOLERANCE:  # nor is NaN
+        if not error <= TOLERANCE:  # true for NaN too
             raise Unavailable(f"its {name} differs from ours by {error:.1e} of the largest value")
     return errors
 
@@ -111,7 +111,7 @@ def log_expm1(m: Any) -> Any:
     return m + jnp.log(-jnp.expm1(-m))
 
 
-# m -> p of each package.
+# m -> p, by the constraint of a package.
 LINKS: dict[str, Callable[[Any], Any]] = {
     "ours": lambda m: log_expm1(m) - SHIFT,
     "softplus": log_expm1,  # m = softplus(p)
@@ -120,9 +120,9 @@ LINKS: dict[str, Callable[[Any], Any]] = {
 
 
 def peer_u(u: Any, w: Any, link: str) -> Any:
-    """The ``u [..., D]`` for which a package with this link has the ``u_hat`` that we have for ours.
+    """Returns the ``u [..., D]`` for which a package with this link has the same ``u_hat`` as ours.
 
-    ``u + (m - 1 - p) w / |w|^2`` is the same on both sides, and so is ``m``: only ``p`` differs.
+    ``u + (m - 1 - p) w / |w|^2`` and ``m`` are equal in both packages; only ``p`` differs.
     """
     p = jnp.sum(u * w, -1, keepdims=True)
     m = jax.nn.softplus(p + SHIFT)
@@ -140,13 +140,13 @@ def _pull_back(u: Any, w: Any, u_bar: Any, w_bar: Any, link: str) -> Any:
 
 
 def undone(problem: Problem, link: str) -> np.ndarray:
-    """:func:`peer_u` of a problem, in float64."""
+    """Returns :func:`peer_u` of a problem, computed in float64."""
     with x64():
         return np.asarray(_peer_u(jnp.asarray(problem.u), jnp.asarray(problem.w), link))
 
 
 def pulled_back(problem: Problem, result: Result, link: str) -> Result:
-    """Gradients by a package's ``u`` and ``w`` turned into gradients by ours, in float64."""
+    """Returns ``result`` with gradients with respect to our ``u`` and ``w``, computed in float64."""
     with x64():
         arrays = (jnp.asarray(np.asarray(array, np.float64)) for array in (problem.u, problem.w, result.u, result.w))
         u, w = _pull_back(*arrays, link)

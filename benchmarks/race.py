@@ -1,4 +1,4 @@
-"""Trainings taken in turns until each has reached a target; the clock runs only while they train."""
+"""Several trainings take turns until each reaches a target; only the time of training is counted."""
 
 import math
 import time
@@ -9,24 +9,24 @@ from benchmarks.timing import SETTLE_SECONDS
 
 
 class Training(Protocol):
-    """Ours, or PyTorch's."""
+    """A training of this package or of PyTorch."""
 
     def compile(self) -> None:
-        """Makes everything ready by taking no step."""
+        """Compiles everything without taking a step."""
 
     def train(self, steps: int) -> None:
-        """Takes the next steps; they are done when it returns."""
+        """Takes the next steps and returns when they are done."""
 
     def params(self) -> Any:
-        """Those that the model is judged by, as ours."""
+        """Returns the parameters to evaluate, in the form of this package's model."""
 
 
 class Point(NamedTuple):
-    """Of a curve."""
+    """A point of a training curve."""
 
     epochs: float
     seconds: float  # of training alone
-    free_energy: float  # of the test images, nats
+    free_energy: float  # mean over the test images, nats
 
 
 def race(
@@ -39,20 +39,21 @@ def race(
     show: Callable[[str, Point], None] = lambda name, point: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[Point]]:
-    """Half an epoch of each in turns, so that a slow spell of the machine meets all of them.
+    """Trains half an epoch of each training in turns, so that a slow phase of the machine affects all of them.
 
-    The order is reversed from round to round.
+    The order is reversed after each round.
 
     Args:
         trainings: name -> training, compiled.
-        evaluate: parameters -> test free energy, nats; not on the clock.
-        target: a training is over when it is first at most that, or is not finite.
-        epoch_steps: steps an epoch.
-        max_epochs: after which nobody goes on.
-        show: is given each point.
+        evaluate: parameters -> test free energy, nats; its time is not counted.
+        target: a training ends when its free energy is at most this, or is not finite.
+        epoch_steps: steps per epoch.
+        max_epochs: a training ends after this many epochs in any case.
+        show: called with each point.
+        clock: seconds, monotonic.
 
     Returns:
-        name -> its curve, from the first weights on.
+        name -> curve, beginning with the initial parameters.
     """
     curves = {name: [Point(0.0, 0.0, evaluate(training.params()))] for name, training in trainings.items()}
     order = list(trainings)
@@ -73,5 +74,5 @@ def race(
 
 
 def reached(curve: list[Point], target: float) -> Point | None:
-    """The first point at the target, or None."""
+    """Returns the first point whose free energy is at most the target, or None."""
     return next((point for point in curve if point.free_energy <= target), None)

@@ -1,4 +1,4 @@
-"""What every benchmark says beside its own figures: the machine and its ratios; and the folder that it writes."""
+"""What all benchmarks report: the machine, ratios of times, and the files in the results folder."""
 
 import dataclasses
 import importlib.metadata
@@ -16,13 +16,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "flowjax", "equinox", "normflows",
 
 
 class Results:
-    """The folder of a benchmark: ``config.json`` at once, ``summary.json`` and a figure at the end."""
+    """The results folder: ``config.json`` at the start, ``summary.json`` and a figure at the end."""
 
     def __init__(self, config: Any, benchmark: str):
-        """Makes ``config.workdir`` and writes the flags into it.
+        """Creates ``config.workdir`` and writes the flags into it.
 
         Raises:
-            UsageError: the folder cannot be made, or holds results already.
+            UsageError: the folder cannot be created, or already holds results.
         """
         self.workdir = Path(config.workdir).expanduser()
         try:
@@ -37,29 +37,29 @@ class Results:
         print(f"writing to {self.workdir}", flush=True)
 
     def write(self, summary: dict[str, Any]) -> None:
-        """Writes ``summary.json``, in place of an earlier one."""
+        """Writes ``summary.json`` and replaces an earlier one."""
         write_json(self.workdir / "summary.json", finite(summary))
 
     def finish(self, summary: dict[str, Any], name: str, figure: Figure) -> None:
-        """Writes ``summary.json`` and the figure, and says where they are."""
+        """Writes ``summary.json`` and the figure, and prints where they are."""
         with replacing(self.workdir / name) as temporary:
             figure.savefig(temporary)
         self.write(summary)
         print(f"{name} and summary.json are in {self.workdir}", flush=True)
 
 
-Ratios = dict[str, float | None]  # what over what -> its value; None: not measured in this run
+Ratios = dict[str, float | None]  # "a / b" -> its value; None if not measured in this run
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
-    """None where either is missing."""
+    """Returns the ratio, or None if a number is missing or the denominator is 0."""
     if numerator is None or denominator is None or denominator == 0:
         return None
     return numerator / denominator
 
 
 def print_ratios(ratios: Ratios) -> None:
-    """A line a ratio."""
+    """Prints one line for each ratio."""
     width = max(map(len, ratios), default=0)
     print()
     for name, value in ratios.items():
@@ -67,7 +67,7 @@ def print_ratios(ratios: Ratios) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The device, the processors and the versions of whatever is installed."""
+    """Returns the device, the processors, and the versions of the installed packages."""
     device = jax.devices()[0]
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -86,7 +86,7 @@ def machine() -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Processes that wanted a CPU over the last minute; None where the system does not tell."""
+    """Returns the load average over the last minute, or None if the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -100,9 +100,12 @@ def _cpu_name() -> str | None:
 
 
 def print_machine(facts: dict[str, Any]) -> None:
-    """One line, and a warning where something else is running."""
+    """Prints one line about the machine, and a warning if other processes use it."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     print(f"device: {facts['device']} ({facts['platform']}); {facts['cpus']} x {facts['cpu']}; {versions}", flush=True)
     average = facts["load_average"]
     if average is not None and average > 0.5:
-        print(f"the load average is {average:.1f}: something else runs here, and these times will show it", flush=True)
+        print(
+            f"the load average is {average:.1f}: other processes use this machine, which makes these times unreliable",
+            flush=True,
+        )

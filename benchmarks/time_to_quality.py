@@ -1,20 +1,20 @@
-"""Seconds until a VAE is as good as asked for: ours against PyTorch, with each optimiser.
+"""Seconds of training until a VAE reaches a test free energy: ours against PyTorch, with each optimiser.
 
     pip install -e '.[bench]'
     python -m benchmarks.time_to_quality --data_dir=DIR
 
-takes about six minutes on two CPU cores with MNIST, prints a table, and writes the curves and a picture into
+takes about six minutes on two CPU cores with MNIST, prints a table, and writes the curves and a figure to
 ``runs/bench-time-to-quality``. All contestants train the model of ``experiments.mnist`` on the same images, from the
-same weights, half an epoch each in turns, until the free energy of all test images, evaluated after each half epoch, is
-first at most ``--target``:
+same weights. They take turns of half an epoch, and each one ends when the free energy of all test images is at most
+``--target``:
 
-- ours: the default optimiser of ``experiments.mnist`` (schedule-free AdamW), and Adam;
+- ours, with the default optimiser of ``experiments.mnist`` (schedule-free AdamW) and with Adam;
 - PyTorch eager (layers as they are usually written) and compiled (``torch.compile``, the flow in as few operations as
-  we found), both with the fused Adam; compiled also with schedule-free AdamW of the package ``schedulefree``.
+  we could find), both with the fused Adam; compiled also with schedule-free AdamW from the package ``schedulefree``.
 
-Learning rates, warm-up and betas of an optimiser are ours in both. All are judged by one function, ours, on the
-same draws; of schedule-free optimisers the averages are judged. Evaluation is not on the clock, and compilation (from
-no cache) is reported apart.
+An optimiser has the same learning rate, warm-up and betas here and in PyTorch. One function of ours evaluates all
+contestants with the same random draws, at the averaged parameters for schedule-free optimisers. The time of evaluation
+is not counted. Compilation starts without a cache, and its time is reported separately.
 """
 
 import time
@@ -53,18 +53,18 @@ NAMES = {name.lower().replace(", ", "-").replace(" ", "-"): name for name in BUI
 class Config:
     """Flags of ``benchmarks.time_to_quality``."""
 
-    dataset: str = flag("mnist", "as of experiments.mnist")
+    dataset: str = flag("mnist", "data set, as in experiments.mnist")
     data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own")
     flows: int = flag(5, "K, the number of planar layers", at_least=0)
     target: float = flag(100.0, "test free energy to reach, nats")
-    max_epochs: int = flag(40, "after which a contestant gives up", at_least=1)
+    max_epochs: int = flag(40, "epochs after which a contestant ends in any case", at_least=1)
     contestants: str = flag("all", f"all, or names joined by commas: {', '.join(NAMES)}")
-    threads: int | None = flag(None, "threads of PyTorch; default: its own choice", at_least=1)
-    batch_size: int = flag(128, "images a step", at_least=1)
+    threads: int | None = flag(None, "threads of PyTorch; default: as many as PyTorch chooses", at_least=1)
+    batch_size: int = flag(128, "images per step", at_least=1)
     latent: int = flag(40, "size of z", at_least=1)
     hidden: int = flag(400, "width of the hidden layers", at_least=1)
-    seed: int = flag(0, "of weights and training", at_least=0, at_most=2**32 - 1)
-    workdir: str = flag("runs/bench-time-to-quality", "folder for what the run writes")
+    seed: int = flag(0, "seed of weights and training", at_least=0, at_most=2**32 - 1)
+    workdir: str = flag("runs/bench-time-to-quality", "folder for the results")
 
 
 def main(argv: list[str]) -> None:

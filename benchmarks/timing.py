@@ -1,4 +1,4 @@
-"""Timing that is fair between contestants: taken in turns, in one process, and reported with its spread."""
+"""Fair timing of several contestants: they take turns in one process, and their spread is reported."""
 
 import contextlib
 import math
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-# Worker threads of the last contestant (OpenMP's spin for milliseconds) have gone to sleep by then.
+# Time for the worker threads of the previous contestant to go to sleep; OpenMP's spin for milliseconds.
 SETTLE_SECONDS = 0.005
 
 
@@ -19,14 +19,14 @@ def _nothing() -> None:
 
 
 class Contestant(NamedTuple):
-    """Something to be timed."""
+    """A function to be timed."""
 
-    run: Callable[[], Any]  # one unit of work, finished when it returns
-    prepare: Callable[[], None] = _nothing  # before each turn, untimed: for example the number of threads
+    run: Callable[[], Any]  # does one unit of work and returns when it is finished
+    prepare: Callable[[], None] = _nothing  # called before each turn, untimed, for example to set the number of threads
 
 
 class Spread(NamedTuple):
-    """Seconds a call: median and quartiles over all calls."""
+    """Median and quartiles of the seconds per call."""
 
     median: float
     lower: float
@@ -35,7 +35,7 @@ class Spread(NamedTuple):
 
 
 def spread(seconds: list[float], scale: float = 1.0) -> Spread:
-    """Median and quartiles of ``seconds``, each multiplied by ``scale``."""
+    """Returns median and quartiles of ``seconds``, multiplied by ``scale``; raises ValueError if there are none."""
     if not seconds:
         raise ValueError("seconds must hold at least one time; got none")
     lower, median, upper = (float(q) * scale for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
@@ -52,20 +52,20 @@ def interleave(
     warm_up: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Times all contestants in turns, so that a slow spell of the machine meets all of them.
+    """Times all contestants in turns, so that a slow phase of the machine affects all of them.
 
-    In each round every contestant has one turn, in an order that is reversed from round to round. A turn is one call
-    that is not timed (caches and threads are the last contestant's; left out where a call is longer than a turn),
-    then timed calls until ``seconds / rounds`` are over: one at least. A slow contestant that has had its ``seconds``
-    and ``least_calls``, or ``most_seconds``, sits out the rounds left.
+    In each round every contestant has one turn; the order is reversed after each round. A turn begins with one untimed
+    call, because caches and threads still belong to the previous contestant; it is omitted if the last call took
+    longer than a turn. Timed calls follow until ``seconds / rounds`` have passed, at least one. A contestant skips the
+    remaining rounds once it has used ``seconds`` and has ``least_calls``, or once it has used ``most_seconds``.
 
     Args:
-        contestants: name -> contestant, compiled already.
-        seconds: timed seconds for each contestant, over all rounds.
-        rounds: turns of each contestant, at most.
-        least_calls: timed calls of each contestant, if there are rounds enough.
-        most_seconds: timed seconds after which nobody has another turn.
-        warm_up: whether a turn begins with a call that is not timed.
+        contestants: name -> contestant, already compiled.
+        seconds: timed seconds for each contestant over all rounds.
+        rounds: turns of each contestant at most.
+        least_calls: timed calls of each contestant, if there are enough rounds.
+        most_seconds: timed seconds after which a contestant has no further turn.
+        warm_up: whether a turn begins with an untimed call.
         clock: seconds, monotonic.
 
     Returns:
@@ -94,14 +94,14 @@ def interleave(
 
 
 def milliseconds(seconds: list[float]) -> dict[str, Any]:
-    """Median, quartiles and number of calls, for a row."""
+    """Returns median and quartiles in milliseconds, and the number of calls, as entries of a row."""
     median, lower, upper, calls = spread(seconds, 1e3)
     return {"median_ms": median, "lower_quartile_ms": lower, "upper_quartile_ms": upper, "calls": calls}
 
 
 @contextlib.contextmanager
 def compiled_anew() -> Iterator[None]:
-    """Nothing is taken from JAX's persistent cache of compiled programs."""
+    """A context without JAX's persistent cache, in which every program is compiled again."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     _use_cache(False)
     try:
@@ -112,4 +112,4 @@ def compiled_anew() -> Iterator[None]:
 
 def _use_cache(use: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", use)
-    compilation_cache.reset_cache()  # JAX looks at the flag once
+    compilation_cache.reset_cache()  # JAX reads the flag only once

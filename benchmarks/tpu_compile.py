@@ -1,12 +1,12 @@
-"""What a training step and its kin become on TPU slices, compiled on a machine without a TPU; nothing is run.
+"""Training steps and other programs compiled for TPU slices on a machine without a TPU; nothing is run.
 
-    pip install -e '.[experiments,tpu]'          # libtpu, of the version that fits jax
+    pip install -e '.[experiments,tpu]'          # libtpu, in the version that matches jax
     python -m benchmarks.tpu_compile             # the table of docs/scaling.md
     python -m benchmarks.tpu_compile --slices=v5e:2x4 --programs="train K=5" --json
 
-A row is a program, compiled for a slice with a global batch: the chips, operations and bytes of memory traffic of a
-chip and step as XLA counts them, all-reduces of a step with the bytes that they sum, other exchanges, and the memory
-that a chip needs. The body of the loop over steps is counted once.
+Each row is a program compiled for a slice and a global batch. Its columns are the operations and the bytes of memory
+traffic of one chip in one step, as XLA counts them, the all-reduces of a step with the bytes that they sum, the memory
+that a chip needs, and other exchanges between chips. XLA counts the body of the loop over steps once.
 """
 
 import argparse
@@ -182,8 +182,8 @@ def _bytes(dtype: str, shape: str) -> int:
 def main() -> None:
     """Prints the table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", default=",".join(SLICES))
-    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument("--slices", default=",".join(SLICES), help="TPU slices joined by commas")
+    parser.add_argument("--programs", default=",".join(PROGRAMS), help="programs joined by commas")
     parser.add_argument("--batches", default="16,32", help="examples of a step on each chip")
     parser.add_argument(
         "--effort", type=float, default=0.0, help="XLA's, -1 to 1; -1 compiles convolutions 6 times faster"
