@@ -185,9 +185,7 @@ def main() -> None:
     parser.add_argument("--slices", default=",".join(SLICES), help="TPU slices joined by commas")
     parser.add_argument("--programs", default=",".join(PROGRAMS), help="programs joined by commas")
     parser.add_argument("--batches", default="16,32", help="examples of a step on each chip")
-    parser.add_argument(
-        "--effort", type=float, default=0.0, help="XLA's, -1 to 1; -1 compiles convolutions 6 times faster"
-    )
+    parser.add_argument("--effort", type=float, default=0.0, help="XLA's exec_time_optimization_effort, -1 to 1")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each row")
     options = parser.parse_args()
     reason = missing()

@@ -30,7 +30,7 @@ def against_length(
     for axes, (label, spreads) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         means = [_number(spread["mean"]) for spread in spreads]
         deviations = [_number(spread["std"]) for spread in spreads]
-        axes.errorbar(lengths, means, deviations, marker="o", markersize=4, capsize=3, label="here")
+        axes.errorbar(lengths, means, deviations, marker="o", markersize=4, capsize=3, label="this package")
         for length, spread in zip(lengths, spreads, strict=True):
             values = [_number(value) for value in spread["by_seed"]]
             axes.plot([length] * len(values), values, ".", color="tab:blue", alpha=0.4, markersize=4)
