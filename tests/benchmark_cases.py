@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share."""
+"""Helpers of the tests in tests/benchmarks."""
 
 import copy
 import functools
@@ -10,7 +10,7 @@ from planar_vae_jax.vae.model import VAE
 
 
 class Clock:
-    """Time that passes only in contestants."""
+    """A clock that advances only while a contestant runs."""
 
     def __init__(self):
         self.now = 0.0
@@ -40,7 +40,7 @@ def _compiled():
 
 
 def untrained():
-    """A training before its first step, traced and compiled once for all tests."""
+    """A training before its first step; all tests share one that is compiled once."""
     return copy.copy(_compiled())
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of training: ours and PyTorch's are the same training, and their race."""
+"""The training here and the one in PyTorch are the same; the race between trainings; costs of compiled programs."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from planar_vae_jax.train import optimizers
 pytestmark = pytest.mark.usefixtures("any_promotion")
 
 
-def test_our_training_may_be_cut_anywhere():
+def test_our_training_may_be_split_anywhere():
     task, cut, whole = tiny_task(), untrained(), untrained()
     jax.tree.map(np.testing.assert_array_equal, cut.state.params, task.params())  # compiling took no step
     for steps in (1, 2, 2):  # an epoch has 2 steps
@@ -90,11 +90,11 @@ def test_evaluating_leaves_a_schedule_free_training_alone():
     assert np.max(np.abs(average - theirs.model.logits.bias.detach().numpy())) > 1e-6
     for old, new in zip(before, theirs.model.parameters(), strict=True):
         torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-7)
-    theirs.train(1)  # it may go on
+    theirs.train(1)  # training continues after an evaluation
 
 
 class Learner:
-    """A training whose free energy falls by a nat a step."""
+    """A training whose free energy falls by one nat in each step."""
 
     def __init__(self, clock, name, seconds, start):
         self.clock, self.name, self.seconds, self.value = clock, name, seconds, start
@@ -105,21 +105,21 @@ class Learner:
         self.value -= steps
 
     def params(self):
-        self.clock.now += 100.0  # evaluation is not on the clock
+        self.clock.now += 100.0  # the time of evaluation is not counted
         return self.value
 
 
 def test_a_race_takes_turns_until_the_target():
     clock = Clock()
     trainings = {"fast": Learner(clock, "fast", 0.5, 110.0), "slow": Learner(clock, "slow", 2.0, 105.5)}
-    told = []
+    shown = []
     curves = race(
         trainings,
         lambda value: value,
         target=100.0,
         epoch_steps=5,
         max_epochs=2,
-        show=lambda name, point: told.append((name, point)),
+        show=lambda name, point: shown.append((name, point)),
         clock=clock,
     )
     assert curves["slow"] == [(0.0, 0.0, 105.5), (0.5, 4.0, 103.5), (1.0, 10.0, 100.5), (1.5, 14.0, 98.5)]
@@ -128,12 +128,12 @@ def test_a_race_takes_turns_until_the_target():
         *(("fast", 2), ("slow", 2), ("slow", 3), ("fast", 3)),
         *(("fast", 2), ("slow", 2), ("fast", 3)),
     ]
-    assert [point for name, point in told if name == "slow"] == curves["slow"][1:]
+    assert [point for name, point in shown if name == "slow"] == curves["slow"][1:]
     assert reached(curves["slow"], 100.0) == Point(1.5, 14.0, 98.5)
     assert reached(curves["slow"], 98.0) is None
 
 
-def test_a_race_does_not_go_on_with_what_is_not_finite():
+def test_a_race_ends_for_a_training_that_is_not_finite():
     clock = Clock()
     curves = race({"": Learner(clock, "", 1.0, np.nan)}, float, target=1.0, epoch_steps=2, max_epochs=9, clock=clock)
     assert len(curves[""]) == 1
@@ -157,7 +157,7 @@ ENTRY %main (x: f32[3]) -> (f32[3], f32[3]) {
 """
 
 
-def test_kernels_are_those_of_the_entry():
+def test_kernels_of_the_entry_computation_are_counted():
     assert device.kernels(HLO) == 2
 
 
