@@ -4,7 +4,7 @@
 ``planar``                     The map.
 ``Planar``                     The parameters of K layers: ``u [..., K, D]``, ``w [..., K, D]``, ``b [..., K]``.
 ``init_planar``                Draws the parameters of K layers that are near the identity.
-``planar_flow``                Sends events through the layers: ``z0 [..., D]`` to ``zK [..., D]`` and ``log_det [...]``.
+``planar_flow``                Sends events through the layers: ``z0 [..., D]`` to ``zK [..., D]``, ``log_det [...]``.
 ``inverse_planar_flow``        Sends events back: ``zK`` to ``z0`` and the ``log_det`` of the inverse map.
 
 ``distribution``               Densities, in nats.

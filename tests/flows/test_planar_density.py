@@ -7,7 +7,7 @@ import pytest
 from conftest import assert_trees_close, draw, grid, stack
 
 from planar_vae_jax import Planar, PlanarFlow, planar_flow
-from planar_vae_jax.flows.distribution import normal_log_prob
+from planar_vae_jax.flows.distribution import _normal_log_prob as normal_log_prob
 
 
 def random_flow(flows=(), base=(), dim=3, dtype=np.float64):
