@@ -23,7 +23,6 @@ import pytest
 from undrawn import undraw
 
 from planar_vae_jax import Planar
-from planar_vae_jax.flows import planar
 
 # No silent promotion: a float64 constant in a float32 flow, or [D] broadcast against [K, D], is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -118,14 +117,6 @@ def any_promotion():
     """JAX's own defaults: what other people's code, and our users', is written for."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-
-
-@pytest.fixture
-def traced_anew():
-    """Flows of this test are traced in it, as it changes what that depends on, and not left to others."""
-    planar._forward.clear_cache()
-    yield
-    planar._forward.clear_cache()
 
 
 @pytest.fixture

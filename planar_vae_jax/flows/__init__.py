@@ -1,1 +1,58 @@
-"""Planar flows: the map, its inverse, and densities."""
+"""Planar flows: the map, its inverse, and the densities that they make. Needs JAX alone.
+
+=============================  =========================================================================================
+``planar``                     The map.
+``Planar``                     The parameters of K layers: ``u [..., K, D]``, ``w [..., K, D]``, ``b [..., K]``.
+``init_planar``                Draws the parameters of K layers that are near the identity.
+``planar_flow``                Sends events through the layers: ``z0 [..., D]`` to ``zK [..., D]``, ``log_det [...]``.
+``inverse_planar_flow``        Sends events back: ``zK`` to ``z0`` and the ``log_det`` of the inverse map.
+
+``distribution``               Densities, in nats.
+``PlanarFlow``                 The density of a normal variable sent through the layers: sampling and ``log_prob``.
+``first_layers``               The same density after the first k layers only.
+``shown_layers``               Numbers of layers after which pictures show a flow.
+``standard_normal_log_prob``   ``log N(z; 0, I)``.
+``bernoulli_log_prob``         The log-probability of bits, from logits.
+
+``nonlinearities``             The choices of ``h`` in ``f(z) = z + u_hat h(w.z + b)``.
+``NONLINEARITIES``             The table of them, by name; a new nonlinearity is a new entry.
+``Nonlinearity``               What an entry holds: ``h``, its derivatives, and what the inverse needs.
+``check_nonlinearity``         Raises a ValueError unless a name is in the table.
+
+``targets``                    Densities on the plane that a flow is fitted to.
+``TARGETS``                    Their names.
+``Target``                     An unnormalised log-density, its normaliser, and the square in which it is plotted.
+``get_target``                 The target of a name.
+=============================  =========================================================================================
+
+Files whose names begin with ``_`` hold what these are made of.
+"""
+
+from planar_vae_jax.flows.distribution import (
+    PlanarFlow,
+    bernoulli_log_prob,
+    first_layers,
+    shown_layers,
+    standard_normal_log_prob,
+)
+from planar_vae_jax.flows.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
+from planar_vae_jax.flows.planar import Planar, init_planar, inverse_planar_flow, planar_flow
+from planar_vae_jax.flows.targets import TARGETS, Target, get_target
+
+__all__ = [
+    "NONLINEARITIES",
+    "TARGETS",
+    "Nonlinearity",
+    "Planar",
+    "PlanarFlow",
+    "Target",
+    "bernoulli_log_prob",
+    "check_nonlinearity",
+    "first_layers",
+    "get_target",
+    "init_planar",
+    "inverse_planar_flow",
+    "planar_flow",
+    "shown_layers",
+    "standard_normal_log_prob",
+]

@@ -21,7 +21,7 @@ SHIFT = math.log(math.e - 1.0)
 
 
 class Constrained(NamedTuple):
-    """``u_hat`` and what its layer's log-determinant needs, each to full relative accuracy."""
+    """``u_hat`` and what the log-determinant of its layer needs, each to full relative accuracy."""
 
     u_hat: jax.Array  # [..., D]
     along: jax.Array  # [...], u_hat = u + along * direction, with direction = w * inverse_scale
@@ -31,20 +31,29 @@ class Constrained(NamedTuple):
     log_m: jax.Array  # [...], finite also where m underflows
 
 
-def constrain(u: jax.Array, w: jax.Array) -> Constrained:
-    """The constraint of layers ``u [..., D]``, ``w [..., D]``.
+class Layers(NamedTuple):
+    """K layers of one flow and their constraint, which is computed once, outside of every loop over the layers."""
 
-    ``|u_hat| <= |u| (1 + 1/e)`` near ``w = 0``. At ``w = 0`` itself the correction has no limit (it depends on the
-    direction). There, which is to say where ``max|w|`` is at most ``tiny / eps`` of the dtype (1e-31 in float32),
+    u: jax.Array  # [K, D]
+    w: jax.Array  # [K, D]
+    b: jax.Array  # [K]
+    constrained: Constrained  # of u and w
+
+
+def constrain(u: jax.Array, w: jax.Array) -> Constrained:
+    """Applies the constraint to layers ``u [..., D]``, ``w [..., D]``.
+
+    Near ``w = 0``, ``|u_hat| <= |u| (1 + 1/e)``. At ``w = 0`` the correction has no limit, as it depends on the
+    direction. Where ``max|w|`` is at most ``tiny / eps`` of the dtype (1e-31 in float32), ``w`` counts as 0:
     ``u_hat = u``, and the gradient of ``u_hat`` is the identity in ``u`` and zero in ``w``.
     """
-    # Of a w that is a compile-time constant, XLA would turn (w * scale)^2 into w^2 * scale^2.
+    # If w is a compile-time constant, XLA would turn (w * scale)^2 into w^2 * scale^2, which under- or overflows.
     w = lax.optimization_barrier(w)
     return constrain_scaled(u, w, inverse_scale(w))
 
 
 def constrain_scaled(u: jax.Array, w: jax.Array, inverse_scale: jax.Array) -> Constrained:
-    """:func:`constrain`, given :func:`inverse_scale` of ``w``, ``[...]``."""
+    """The same as :func:`constrain`, for a known :func:`inverse_scale` of ``w``, ``[...]``."""
     w_u_hat, correction, m, log_m = map(kept, _shifted_softplus(kept(jnp.sum(u * w, -1))))
     nonzero = inverse_scale > 0
     direction = w * inverse_scale[..., None]
@@ -55,11 +64,14 @@ def constrain_scaled(u: jax.Array, w: jax.Array, inverse_scale: jax.Array) -> Co
 
 @jax.custom_jvp
 def _shifted_softplus(p: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """``(m - 1, m - 1 - p, m, log m)`` for ``m = softplus(p + c)``, elementwise, by one exponential and one logarithm.
+    """Computes ``(m - 1, m - 1 - p, m, log m)`` for ``m = softplus(p + c)``, elementwise.
 
-    Away from 0, with ``x = exp(-|p|) (e - 1)^(-sign p)``: ``m = log1p(x)`` below and ``m - 1 - p = c - 1 + log1p(x)``
-    above. Near 0, where these cancel, and where it counts, as ``m - 1 - p`` is divided by ``|w|``:
-    ``m - 1 = log1p((1 - 1/e) expm1(p))`` below and ``m - 1 - p = log1p(expm1(-p) / e)`` above.
+    All four come from one exponential and one logarithm. With ``x = exp(-|p|) (e - 1)^(-sign p)``:
+
+        m = log1p(x)                    for p <= -1/2        m - 1 = log1p((1 - 1/e) expm1(p))   for -1/2 < p < 0
+        m - 1 - p = c - 1 + log1p(x)    for p >= 1/2         m - 1 - p = log1p(expm1(-p) / e)    for 0 <= p < 1/2
+
+    The formulas on the left cancel near ``p = 0``. There accuracy matters, as ``m - 1 - p`` is divided by ``|w|``.
     """
     positive = p >= 0
     x = _ratio(p, positive)
@@ -93,15 +105,15 @@ def _ratio(p: jax.Array, positive: jax.Array) -> jax.Array:
 
 
 def _deep(x: jax.Array, positive: jax.Array) -> jax.Array:
-    """Where ``log softplus(p + c) = p + c``, long before ``m`` underflows."""
+    """True where ``log softplus(p + c)`` rounds to ``p + c``, long before ``m`` underflows."""
     return ~positive & (x < jnp.finfo(x.dtype).eps)
 
 
 def inverse_scale(w: jax.Array) -> jax.Array:
     """``1 / max|w|`` for ``w [..., D]``, or 0 where ``w`` counts as 0: ``[...]``.
 
-    ``w / |w|^2`` goes through ``w / max|w|``, so that ``|w|^2`` neither under- nor overflows. The result does not
-    depend on the scale, hence no gradient through it.
+    ``w / |w|^2`` is computed from ``w / max|w|``, so that ``|w|^2`` neither under- nor overflows. The quotient does not
+    depend on this scale, so no gradient passes through it.
     """
     scale = jnp.max(jnp.abs(lax.stop_gradient(w)), -1)
     finfo = jnp.finfo(w.dtype)

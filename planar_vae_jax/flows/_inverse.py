@@ -8,7 +8,7 @@ from jax import lax
 
 from planar_vae_jax.flows.nonlinearities import Nonlinearity
 
-# Measured over m in [1e-300, 1e6] and |y| in [1e-300, 1e6]: see tests/test_inverse_root.py, which counts them.
+# More than ever needed: 17 for m and |y| in [1e-300, 1e6] (tests/flows/test_inverse_root.py).
 MAX_ITERATIONS = 32
 
 
@@ -16,26 +16,28 @@ MAX_ITERATIONS = 32
 def solve_preactivation(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) -> jax.Array:
     """Solves ``a + (m - 1) h(a) = y`` for ``a``, elementwise; ``m >= 0``.
 
-    Written ``F(a) = (a - h(a)) + m h(a) - |y|`` for ``a >= 0`` (``h`` is odd): a sum of non-negative terms again,
-    each to full relative accuracy, so the root is good to an ulp or two even where ``m`` is tiny.
+    As ``h`` is odd, it is enough to find the root ``a >= 0`` of ``F(a) = (a - h(a)) + m h(a) - |y|``. Its first two
+    terms are non-negative and each has full relative accuracy, so the root is good to an ulp or two even where ``m`` is
+    tiny.
 
-    ``F`` is increasing; concave for ``m >= 1``, convex for ``m <= 1``. Newton's method from the left end of the
-    bracket, or from the right one, therefore approaches the root from one side and never crosses it: it stops when
-    rounding ends the progress. Clipping to the bracket is a safeguard.
+    ``F`` is increasing; it is concave if ``m >= 1`` and convex if ``m <= 1``. Newton's method from the left end of the
+    bracket in the first case, from the right end in the second, approaches the root from one side and never crosses it.
+    It stops when rounding ends the progress. Clipping to the bracket is a safeguard.
 
-    Derivatives are those of the implicit function; none runs through the iteration. (Reverse mode through a loop, five
-    times over, is beyond it: see :func:`_nothing`.)
+    Derivatives follow from the implicit function theorem and never pass through the iteration. They are right to any
+    order in forward mode and to the fourth order in nested reverse mode, see :func:`_taylor_term`.
     """
     root, _ = newton(nonlinearity, *lax.stop_gradient((y, m)))
-    return root + _nothing(nonlinearity, root, y, m)
+    return root + _taylor_term(nonlinearity, root, y, m)
 
 
-def _nothing(nonlinearity: Nonlinearity, root: jax.Array, y: jax.Array, m: jax.Array) -> jax.Array:
-    """0, with the derivatives that the root has up to the third; ``root`` is taken for a constant.
+def _taylor_term(nonlinearity: Nonlinearity, root: jax.Array, y: jax.Array, m: jax.Array) -> jax.Array:
+    """0, but with the first three derivatives of the root in ``y`` and ``m``; ``root`` counts as a constant.
 
-    The rule below makes no use of it. But in reverse mode through ``lax.scan`` JAX drops the rules of what it saves,
-    and a second time over it differentiates that as it stands: two steps of Newton's method from the root, each of
-    which doubles the order to which the root of another ``y`` and ``m`` is met.
+    Wherever JAX takes the rule below, this term changes nothing. But for reverse mode through ``lax.scan`` JAX
+    differentiates the values that the scan saves without their custom rules, so a second reverse mode would see a
+    constant root. This term consists of two steps of Newton's method from the root. Each step doubles the order to
+    which the result agrees with the root of neighbouring ``y`` and ``m``.
     """
     finite = jnp.isfinite(root)
     a, y = jnp.where(finite, root, 0.0), jnp.where(finite, y, 0.0)
@@ -60,7 +62,7 @@ def _derivative(nonlinearity: Nonlinearity, a: jax.Array, m: jax.Array) -> jax.A
 
 
 def newton(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The root of :func:`solve_preactivation`, and the number of iterations it took."""
+    """The root of :func:`solve_preactivation`, and the number of iterations that it took."""
     tiny = jnp.finfo(y.dtype).tiny
     y, m = jnp.broadcast_arrays(y, m)
     target = jnp.abs(y)
@@ -86,7 +88,7 @@ def newton(nonlinearity: Nonlinearity, y: jax.Array, m: jax.Array) -> tuple[jax.
         return jnp.any(progress & (iterations < MAX_ITERATIONS))
 
     start = jnp.where(grows, low, high)
-    # All of the state made from y, so that it is batched and sharded as y is.
+    # The whole state is made from y, so that it is batched and sharded as y is.
     started = jnp.isfinite(start)
     a, _, iterations = lax.while_loop(unfinished, step, (start, started, started.astype(jnp.int32) * 0))
     return jnp.copysign(a, y), iterations

@@ -1,4 +1,4 @@
-"""``log(1 + h'(a) w.u_hat)``, a layer's share of the log-determinant, with its derivatives."""
+"""The log-determinant of planar layers, ``sum_k log(1 + h'(a_k) w_k.u_hat_k)``, and its derivatives."""
 
 import functools
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from planar_vae_jax.flows._constraint import Layers
 from planar_vae_jax.flows._xla import beside_events
 from planar_vae_jax.flows.nonlinearities import Nonlinearity
 
@@ -23,18 +24,19 @@ class LogSlope(NamedTuple):
 def log_slope(
     nonlinearity: Nonlinearity, a: jax.Array, h: jax.Array, w_u_hat: jax.Array, m: jax.Array, log_m: jax.Array
 ) -> LogSlope:
-    """``v = (1 - h') + h' m`` with ``m = 1 + w.u_hat``: two non-negative terms.
+    """Computes ``log v`` from ``v = (1 - h') + h' m`` with ``m = 1 + w.u_hat``: two non-negative terms.
 
     Args:
         nonlinearity: ``h``.
         a: pre-activations, any shape.
         h: ``h(a)``.
-        w_u_hat: ``m - 1``, to its own relative accuracy.
+        w_u_hat: ``m - 1``, to full relative accuracy.
         m: ``> 0``, or 0 where it underflows.
-        log_m: finite also there.
+        log_m: ``log m``, finite also where ``m`` underflows.
     """
     slope, complement = nonlinearity.slopes(a, h)
-    # Where v may be small: the two terms, as nothing cancels in them. Elsewhere: relative accuracy near the identity.
+    # Where v may be small it is the sum of two terms, in which nothing cancels. Elsewhere it is 1 + excess, which keeps
+    # the relative accuracy of log v near the identity.
     small = m < 0.5
     excess = slope * jnp.where(small, m, w_u_hat)
     tiny = jnp.finfo(m.dtype).tiny
@@ -49,6 +51,14 @@ def log_slope(
     return LogSlope(value, slope, by_a, by_log_m)
 
 
+def log_det(nonlinearity: Nonlinearity, a: jax.Array, h: jax.Array, layers: Layers) -> jax.Array:
+    """The log-determinant of K layers that all events share: ``[...]``, for ``a`` and ``h = h(a)`` of ``[K, ...]``."""
+    if not len(a):
+        return jnp.sum(a, 0)
+    constrained = layers.constrained
+    return sum_log_slopes(nonlinearity, True, a, h, constrained.w_u_hat, constrained.m, constrained.log_m)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def sum_log_slopes(
     nonlinearity: Nonlinearity,
@@ -59,21 +69,27 @@ def sum_log_slopes(
     m: jax.Array,
     log_m: jax.Array,
 ) -> jax.Array:
-    """The sum of :func:`log_slope` over the first axis, with a derivative of its own: it costs half of autodiff's.
+    """Sums :func:`log_slope` over the first axis. Its derivative is written out, at half the cost of autodiff's.
+
+    This is a function of ``a`` and ``log_m`` alone: ``h``, ``w_u_hat`` and ``m`` are passed because the caller has
+    them already, at full accuracy. The caller must pass ``h = h(a)``, ``m = exp(log_m)`` and ``w_u_hat = m - 1``, each
+    *computed from the same variables*, so that their tangents are ``h' a_dot``, ``m log_m_dot`` and ``m log_m_dot``.
+    The first derivative takes the tangents of ``a`` and ``log_m`` and ignores the other three, which would count the
+    same dependence twice; derivatives of higher order differentiate through all five. So none of the three may be
+    varied by itself, nor be a constant (``lax.stop_gradient``) while ``a`` or ``log_m`` is not.
 
     Args:
         nonlinearity: ``h``.
         shared: whether all events share the layers.
         a: ``[K, ...]``.
-        h: ``h(a)``.
-        w_u_hat, m, log_m: ``[K]`` if shared, else of the shape of ``a``.
+        h: ``h(a)``, of the shape of ``a``.
+        w_u_hat, m, log_m: ``[K]`` if ``shared``, else of the shape of ``a``.
     """
     return jnp.sum(_terms(nonlinearity, shared, a, h, w_u_hat, m, log_m).value, 0)
 
 
 @sum_log_slopes.defjvp
 def _sum_log_slopes_jvp(nonlinearity, shared, primals, tangents):
-    # By a, on which h depends, and by log m, through which w.u_hat and m depend on the parameters.
     a_dot, *_, log_m_dot = tangents
     terms = _terms(nonlinearity, shared, *primals)
     by_events = jnp.sum(terms.by_a * a_dot, 0)

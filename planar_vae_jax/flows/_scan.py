@@ -1,67 +1,50 @@
-"""K planar layers one after the other by ``lax.scan``: the reference, and the fastest on a plane. And their inverse.
+"""K planar layers one after the other by ``lax.scan``, and their inverse.
 
-``z`` is carried from layer to layer. Of a few dimensions each is an array of its own, so that a step works on whole
-batches.
+There are two scans of the forward map. :func:`layer_scan` is for a flow that many events share, and the reference for
+all other methods. :func:`amortized_scan` is for flows that serve one event each.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from planar_vae_jax.flows import _launches as launches
-from planar_vae_jax.flows._constraint import Constrained
+from planar_vae_jax.flows._constraint import Layers, constrain_scaled, inverse_scale
 from planar_vae_jax.flows._inverse import solve_preactivation
-from planar_vae_jax.flows._log_slope import sum_log_slopes
+from planar_vae_jax.flows._log_slope import log_det, sum_log_slopes
 from planar_vae_jax.flows._xla import kept, recomputed
 from planar_vae_jax.flows.nonlinearities import Nonlinearity
 
-# Up to this D each coordinate of z is an array of its own, and the layer scan the faster method for many layers and
-# events (docs/benchmarks.md).
+# Up to this D each coordinate of z is an array by itself, so that a step works on vectors over the whole batch. The
+# layer scan is then the faster method for many layers and events (docs/benchmarks.md).
 NARROW = 4
 
-# Layers of these that a step takes on a GPU: XLA puts them into one kernel.
-UNROLL = 8
+# --- One flow for many events
 
 
-class Prepared(NamedTuple):
-    """What K layers need besides ``z``: computed once, outside of every loop over layers."""
+def layer_scan(
+    nonlinearity: Nonlinearity, layers: Layers, z0: jax.Array, *, layers_a_step: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Sends events ``z0 [..., D]`` through K layers that they share: ``(zK [..., D], log_det [...])``.
 
-    u: jax.Array  # [K, D]
-    w: jax.Array  # [K, D]
-    b: jax.Array  # [K]
-    constrained: Constrained  # of u and w
+    Reverse mode keeps ``z`` and ``h(a)`` of each layer. ``layers_a_step`` layers are written out in each step of the
+    scan; on a GPU they become one kernel.
+    """
 
-
-def log_det(nonlinearity: Nonlinearity, a: jax.Array, h: jax.Array, layers: Prepared) -> jax.Array:
-    """``sum_k log(1 + h'(a_k) w_k.u_hat_k)``: ``[...]`` for ``a`` and ``h = h(a)``, ``[K, ...]``."""
-    if not len(a):
-        return jnp.sum(a, 0)
-    return sum_log_slopes(nonlinearity, True, a, h, *layers.constrained[-3:])
-
-
-def layers_a_step(dim: int) -> int:
-    """How many layers a step of :func:`layer_scan` takes: 1, but on a GPU ``UNROLL`` of those of few dimensions."""
-    return UNROLL if launches.are_dear() and dim <= NARROW else 1
-
-
-def layer_scan(nonlinearity: Nonlinearity, layers: Prepared, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """K layers one after the other: the reference. Reverse mode keeps ``z`` and ``h`` of each, and no more."""
-
-    def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
+    def layer(z: Any, one: Layers) -> tuple[Any, jax.Array]:
         a = _dot(one.w, z) + one.b
         return _add(z, kept(nonlinearity.value(a)), one), a
 
-    z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers), unroll=layers_a_step(z0.shape[-1]))
+    z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers), unroll=layers_a_step)
     return _join(z), log_det(nonlinearity, a, nonlinearity.value(a), layers)
 
 
-def inverse_layer_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The last layer first; its ``log_det`` is that of the inverse map."""
+def inverse_scan(nonlinearity: Nonlinearity, layers: Layers, zK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sends ``zK [..., D]`` back, the last layer first: ``(z0 [..., D], log_det of the inverse map [...])``."""
 
-    def layer(z: Any, one: Prepared) -> tuple[Any, jax.Array]:
+    def layer(z: Any, one: Layers) -> tuple[Any, jax.Array]:
         a = solve_preactivation(nonlinearity, _dot(one.w, z) + one.b, one.constrained.m)
         return _add(z, -nonlinearity.value(a), one), a
 
@@ -70,11 +53,16 @@ def inverse_layer_scan(nonlinearity: Nonlinearity, layers: Prepared, zK: jax.Arr
 
 
 def _split(z: jax.Array) -> Any:
+    """``z [..., D]`` as a list of its coordinates, if there are at most ``NARROW``."""
     return z if z.shape[-1] > NARROW else [z[..., d] for d in range(z.shape[-1])]
 
 
-def _by_coordinate(layers: Prepared) -> Any:
-    """Layers whose vectors are split as ``z`` is: what reverse mode needs of a layer is then an array that exists."""
+def _by_coordinate(layers: Layers) -> Any:
+    """The layers with ``w`` and ``u_hat`` split as ``z`` is.
+
+    Split here and not in the loop: reverse mode keeps the coordinates of each layer, which are then arrays that exist
+    already and need no copy.
+    """
     u_hat = _split(layers.constrained.u_hat)
     return layers._replace(w=_split(layers.w), constrained=layers.constrained._replace(u_hat=u_hat))
 
@@ -90,10 +78,61 @@ def _dot(w: jax.Array, z: Any) -> jax.Array:
     return jnp.sum(jnp.expand_dims(w, range(z.ndim - 1)) * z, -1)
 
 
-def _add(z: Any, value: jax.Array, one: Prepared) -> Any:
-    """``z + value u_hat``; of an amortised flow ``u_hat`` is never written out."""
+def _add(z: Any, value: jax.Array, one: Layers) -> Any:
+    """``z + value u_hat``, with ``u_hat`` as ``u + along * direction`` unless it is split.
+
+    Under ``jax.vmap`` over flows ``u_hat`` is as large as the parameters; this form does not write it to memory.
+    """
     if isinstance(z, list):
         return [z_d + value * one.constrained.u_hat[d] for d, z_d in enumerate(z)]
     direction = one.w * one.constrained.inverse_scale
     u, direction = (jnp.expand_dims(x, range(z.ndim - 1)) for x in (one.u, direction))
     return z + value[..., None] * u + (value * one.constrained.along)[..., None] * direction
+
+
+# --- A flow for each event
+
+# From this D on a layer slices its u and w out of [..., K, D]; below, the layer axis is moved to the front first.
+SLICED = 256
+
+
+def amortized_scan(
+    nonlinearity: Nonlinearity, params: tuple[jax.Array, jax.Array, jax.Array], z0: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sends each event through K >= 1 layers of a flow that serves it alone: ``(zK [..., D], log_det [...])``.
+
+    The time goes into reading the parameters, so a layer does everything that needs ``u`` and ``w`` in one pass, the
+    constraint included, and never writes ``u_hat`` to memory. Reverse mode keeps ``z`` and the scalars of each layer,
+    and reads ``u`` and ``w`` again.
+
+    Args:
+        nonlinearity: ``h``.
+        params: ``u [..., K, D]``, ``w [..., K, D]``, ``b [..., K]``, whose leading axes are those of the events or 1.
+        z0: ``[..., D]``.
+    """
+    flow_length, dim = params[0].shape[-2:]
+    flows = params[2].shape[:-1]
+    lead = jnp.broadcast_shapes(flows, z0.shape[:-1])
+    u, w, b = (jnp.broadcast_to(leaf, (*lead, *leaf.shape[len(flows) :])) for leaf in params)
+
+    def layer(z: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        u, w, b, inverse_scale = one
+        constrained = constrain_scaled(u, w, inverse_scale)
+        a = kept(jnp.sum(w * z, -1) + b)
+        value = kept(nonlinearity.value(a))
+        direction = w * inverse_scale[..., None]
+        z = z + value[..., None] * u + kept(value * constrained.along)[..., None] * direction
+        return z, (a, value, constrained.w_u_hat, constrained.m, constrained.log_m)
+
+    def sliced_layer(z: jax.Array, one: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        k, *scalars = one
+        return layer(z, (*(lax.dynamic_index_in_dim(leaf, k, -2, keepdims=False) for leaf in (u, w)), *scalars))
+
+    z = jnp.broadcast_to(z0, (*lead, dim))
+    scalars = (jnp.moveaxis(leaf, -1, 0) for leaf in (b, inverse_scale(w)))
+    if dim < SLICED:
+        rows = (jnp.moveaxis(leaf, -2, 0) for leaf in (u, w))
+        z, found = lax.scan(recomputed(layer), z, (*rows, *scalars))
+    else:
+        z, found = lax.scan(recomputed(sliced_layer), z, (jnp.arange(flow_length, dtype=jnp.uint32), *scalars))
+    return z, sum_log_slopes(nonlinearity, False, *found)

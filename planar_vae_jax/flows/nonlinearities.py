@@ -1,4 +1,4 @@
-"""The nonlinearities of a planar layer, with what their flows need to full relative accuracy."""
+"""The nonlinearities ``h`` of a planar layer. A new one is a new entry of :data:`NONLINEARITIES`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,13 +8,16 @@ import jax.numpy as jnp
 
 
 class Nonlinearity(NamedTuple):
-    """An odd, strictly increasing ``h`` with ``h'(0) = 1``, ``0 < h' <= 1`` and ``h`` concave above 0."""
+    """An odd, strictly increasing ``h`` with ``h'(0) = 1``, ``0 < h' <= 1``, ``sup|h| = 1``, and concave above 0.
+
+    The functions are elementwise and accurate to a few ulps relative to their own values.
+    """
 
     value: Callable[[jax.Array], jax.Array]  # a -> h(a)
     slopes: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # a, h(a) -> (h'(a), 1 - h'(a))
     curvature: Callable[[jax.Array, jax.Array], jax.Array]  # a, h(a) -> h''(a)
     remainder: Callable[[jax.Array], jax.Array]  # a -> a - h(a), to full relative accuracy
-    # y -> an upper bound of the a >= 0 with a - h(a) = y >= 0, tight to a factor where y is small.
+    # y -> an upper bound of the a >= 0 with a - h(a) = y >= 0, within a constant factor of it where y is small.
     remainder_inverse: Callable[[jax.Array], jax.Array]
 
 
@@ -30,7 +33,7 @@ def _tanh_curvature(a: jax.Array, h: jax.Array) -> jax.Array:
 
 def _tanh_remainder(a: jax.Array) -> jax.Array:
     # Lambert's continued fraction tanh(a) = a / (1 + q), q = a^2 / (3 + a^2 / (5 + ...)): all terms are
-    # positive, so a - tanh(a) = a q / (1 + q) does not cancel. Eight levels are exact below |a| = 1.
+    # positive, so a - tanh(a) = a q / (1 + q) does not cancel. Below |a| = 1 eight levels are exact to rounding.
     small = jnp.abs(a) < 1.0
     square = jnp.square(jnp.where(small, a, 0.0))
     q = jnp.zeros_like(a)
@@ -61,7 +64,7 @@ NONLINEARITIES = {
 
 
 def check_nonlinearity(h: str) -> None:
-    """Raises a ValueError that names those there are, unless ``h`` is one of them."""
+    """Raises a ValueError that lists the known names unless ``h`` is one of them."""
     if h not in NONLINEARITIES:
         raise ValueError(
             f"h must be one of {', '.join(NONLINEARITIES)} (strictly increasing with slope in (0, 1]: "

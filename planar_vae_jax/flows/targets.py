@@ -1,4 +1,4 @@
-"""Two-dimensional target densities: the paper's mixture, and U1 to U4 of Rezende & Mohamed (2015, table 1)."""
+"""Target densities on the plane: the paper's mixture, and U1 to U4 of Rezende & Mohamed (2015, table 1)."""
 
 import math
 from collections.abc import Callable
@@ -7,20 +7,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from planar_vae_jax.flows.distribution import normal_mixture_log_prob
+from planar_vae_jax.flows.distribution import standard_normal_log_prob
 
-EXTENT = 4.0  # half the side of the square in which U1 to U4 are plotted
-TAPER = 0.5  # standard deviation of the Gaussian shoulders of U2 to U4 beyond |z_1| = EXTENT
+_EXTENT = 4.0  # half the side of the square in which U1 to U4 are plotted
+_TAPER = 0.5  # standard deviation of the Gaussian shoulders of U2 to U4 beyond |z_1| = _EXTENT
 
 
 class Target(NamedTuple):
     """An unnormalised density ``exp(log_density(z))`` on the plane."""
 
     name: str
-    log_density: Callable[[jax.Array], jax.Array]  # z [..., 2] -> [...]
-    log_z: float  # log of its integral over the plane, in nats
-    extent: float  # it is plotted on [-extent, extent]^2
+    log_density: Callable[[Float[Array, "*lead 2"]], Float[Array, "*lead"]]
+    log_z: float  # logarithm of the integral of exp(log_density) over the plane, in nats
+    extent: float  # the density is plotted on [-extent, extent]^2
 
 
 def _wave(z: jax.Array) -> jax.Array:  # [..., 2] -> [...]; w_1 of the paper's table
@@ -36,9 +37,9 @@ def _step(z: jax.Array) -> jax.Array:  # w_3
 
 
 def _taper(z: jax.Array) -> jax.Array:
-    # U2 to U4 do not fall off along z_1, so they have no normaliser; outside the plotted square we let
-    # them fall as a normal does. Inside it nothing changes.
-    return -0.5 * jnp.square(jnp.maximum(jnp.abs(z[..., 0]) - EXTENT, 0.0) / TAPER)
+    # U2 to U4 do not fall off along z_1, so they have no normaliser. Outside the plotted square this factor makes them
+    # fall as a normal density does; inside it is 1.
+    return -0.5 * jnp.square(jnp.maximum(jnp.abs(z[..., 0]) - _EXTENT, 0.0) / _TAPER)
 
 
 def _log_ridge(distance: jax.Array, std: float) -> jax.Array:
@@ -68,11 +69,11 @@ _ENERGIES = {"U1": _u1, "U2": _u2, "U3": _u3, "U4": _u4}
 TARGETS = ("mixture", *_ENERGIES)
 
 
-def log_integral(log_density: Callable[[jax.Array], jax.Array], extent: float, points: int) -> float:
-    """``log`` of the integral of ``exp(log_density)`` over ``[-extent, extent]^2``, by the midpoint rule.
+def _log_integral(log_density: Callable[[jax.Array], jax.Array], extent: float, points: int) -> float:
+    """Logarithm of the integral of ``exp(log_density)`` over ``[-extent, extent]^2``, by the midpoint rule.
 
-    The rule converges faster than any power of the spacing for a smooth density that vanishes at the edges. Summed in
-    float64 on the host.
+    For a smooth density that vanishes at the edges the rule converges faster than any power of the spacing. The sum is
+    taken in float64 on the host.
     """
     grid = (np.arange(points) + 0.5) / points * (2.0 * extent) - extent
     z = np.stack(np.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -80,23 +81,34 @@ def log_integral(log_density: Callable[[jax.Array], jax.Array], extent: float, p
     return float(np.log(np.sum(np.exp(values))) + 2.0 * np.log(2.0 * extent / points))
 
 
-def get_target(name: str, *, scale: float = 1.0) -> Target:
-    """One of ``TARGETS``.
+def _mixture_log_prob(z: jax.Array, means: jax.Array, std: float) -> jax.Array:
+    """Log-density of an equal mixture of isotropic normals: ``[...]`` for ``z [..., D]``, ``means [C, D]``."""
+    components, dim = means.shape
+    means = jnp.expand_dims(means, range(1, z.ndim))
+    log_probs = standard_normal_log_prob((z[None] - means) / std)  # [C, ...]
+    return jax.nn.logsumexp(log_probs, 0) - math.log(components) - dim * math.log(std)
 
-    ``mixture`` is the paper's: equal parts N((-1.5, -1.5), scale^2 I) and N((1.5, 1.5), scale^2 I), normalised. U1 to
-    U4 are unnormalised; their ``log_z`` is by quadrature, and ``scale`` does not apply to them.
+
+def get_target(name: str, *, scale: float = 1.0) -> Target:
+    """Returns the target of a name in ``TARGETS``.
+
+    Args:
+        name: ``"mixture"`` is the target of the paper (Xu et al. 2023): equal parts of N((-1.5, -1.5), scale^2 I) and
+            N((1.5, 1.5), scale^2 I), normalised. ``"U1"`` to ``"U4"`` are unnormalised; their ``log_z`` is computed by
+            quadrature.
+        scale: the standard deviation of the mixture's parts; the other targets ignore it.
 
     Raises:
-        ValueError: for an unknown name, or a scale that is not positive.
+        ValueError: if the name is unknown or the scale is not a positive number.
     """
     if name == "mixture":
         if not (scale > 0.0 and math.isfinite(scale)):
             raise ValueError(f"scale must be a positive number; got {scale!r}")
         means = jnp.array([[-1.5, -1.5], [1.5, 1.5]])
-        extent = max(EXTENT, 1.5 + 2.5 * scale)
-        return Target(name, lambda z: normal_mixture_log_prob(z, means.astype(z.dtype), scale), 0.0, extent)
+        extent = max(_EXTENT, 1.5 + 2.5 * scale)
+        return Target(name, lambda z: _mixture_log_prob(z, means.astype(z.dtype), scale), 0.0, extent)
     if name not in _ENERGIES:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {name!r}")
     log_density = _ENERGIES[name]
-    log_z = log_integral(log_density, extent=8.0, points=1024)
-    return Target(name, log_density, log_z, EXTENT)
+    log_z = _log_integral(log_density, extent=8.0, points=1024)
+    return Target(name, log_density, log_z, _EXTENT)

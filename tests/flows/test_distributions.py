@@ -14,12 +14,9 @@ from exact import exactly, to_exact
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planar_vae_jax.flows.distribution import (
-    bernoulli_log_prob,
-    normal_log_prob,
-    normal_mixture_log_prob,
-    standard_normal_log_prob,
-)
+from planar_vae_jax.flows.distribution import _normal_log_prob as normal_log_prob
+from planar_vae_jax.flows.distribution import bernoulli_log_prob, standard_normal_log_prob
+from planar_vae_jax.flows.targets import _mixture_log_prob as normal_mixture_log_prob
 
 
 def rtol(dtype):

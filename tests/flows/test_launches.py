@@ -1,6 +1,4 @@
-"""What a flow computes where launches of kernels are dear (on a GPU): the layer scan's map, in few steps."""
-
-import re
+"""What a flow computes on a GPU, where launches of kernels cost most: the layer scan's map, in fewer steps."""
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +7,19 @@ import pytest
 from conftest import assert_trees_close, draw
 
 from planar_vae_jax import Planar, planar_flow
-from planar_vae_jax.flows import _launches as launches
-from planar_vae_jax.flows import _scan as layer_scan
+from planar_vae_jax.flows import _xla
 
 CASES = [  # D, K, leading axes of the parameters; of 3 events
     (6, 7, (3,)),  # amortised: the Gram form
-    (2, 7, ()),  # each coordinate by itself, three layers written out
-    (2, 7, (3,)),
+    (2, 11, ()),  # on a plane: eight layers and three
+    (2, 11, (3,)),
 ]
 
 
 @pytest.fixture
-def gpu(monkeypatch, traced_anew):
-    """As on a GPU, but for the device."""
-    monkeypatch.setattr(launches, "are_dear", lambda: True)
+def gpu(monkeypatch):
+    """Flows are computed as on a GPU, but on this device."""
+    monkeypatch.setattr(_xla, "on_gpu", lambda *arrays: True)
 
 
 def a_case(dim, flow_length, flows):
@@ -39,25 +36,40 @@ def objective(params, z0, method=None):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_gpu_has_the_values_and_gradients_of_the_layer_scan(case, request, monkeypatch, x64):
-    found = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), static_argnames="method")
-    expected = found(*a_case(*case), method="scan")
-    monkeypatch.setattr(layer_scan, "UNROLL", 3)
+def test_a_gpu_has_the_values_and_gradients_of_the_layer_scan(case, request, x64):
+    def found(method):
+        both = jax.value_and_grad(lambda *args: objective(*args, method=method), argnums=(0, 1), has_aux=True)
+        return jax.jit(both)(*a_case(*case))
+
+    expected = found("scan")
     request.getfixturevalue("gpu")
-    assert_trees_close(found(*a_case(*case)), expected, tolerance=1e-13)
+    assert_trees_close(found(None), expected, tolerance=1e-13)
 
 
-def loops(dim, flow_length, flows):
+# --- What is compiled
+
+
+def equations(jaxpr):
+    """All equations of a program, those inside its loops and calls too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)  # closed or not
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def steps(dim, flow_length, flows):
     """The number of steps of each scan in a gradient."""
     shapes = ((*flows, flow_length, dim), (*flows, flow_length, dim), (*flows, flow_length), (9, dim))
     *params, z0 = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
-    text = str(jax.make_jaxpr(jax.grad(lambda *args: objective(*args)[0]))(Planar(*params), z0))
-    found = re.findall(r"\blength=(\d+).*?\bunroll=(\d+)", text, re.DOTALL)
-    return {-(-int(length) // int(unroll)) for length, unroll in found}
+    traced = jax.make_jaxpr(jax.grad(lambda *args: objective(*args)[0]))(Planar(*params), z0)
+    scans = [equation.params for equation in equations(traced.jaxpr) if equation.primitive.name == "scan"]
+    return {-(-scan["length"] // scan["unroll"]) for scan in scans}
 
 
 @pytest.mark.parametrize(
-    ("dim", "flow_length", "flows", "steps"),
+    ("dim", "flow_length", "flows", "expected"),
     [
         (40, 8, (), set()),
         (40, 80, (), {10}),
@@ -67,5 +79,58 @@ def loops(dim, flow_length, flows):
         (2, 80, (9,), {10}),
     ],
 )
-def test_a_gpu_takes_a_step_for_eight_layers(dim, flow_length, flows, steps, gpu):
-    assert loops(dim, flow_length, flows) == steps
+def test_a_gpu_takes_a_step_for_eight_layers(dim, flow_length, flows, expected, gpu):
+    assert steps(dim, flow_length, flows) == expected
+
+
+def test_another_platform_is_another_program_though_the_flow_was_compiled_before(monkeypatch):
+    found = {}
+    for on_gpu in (False, True, False):
+        monkeypatch.setattr(_xla, "on_gpu", lambda *arrays, on_gpu=on_gpu: on_gpu)
+        found.setdefault(on_gpu, []).append((steps(2, 24, ()), steps(40, 24, (9,))))
+    assert found == {False: [({24}, {24}), ({24}, {24})], True: [({3}, {3})]}
+
+
+# --- The platform
+
+
+class On:
+    """Stands for an array on a device of a platform."""
+
+    def __init__(self, platform):
+        self.platform = platform
+
+    def devices(self):
+        return {self}
+
+
+@pytest.mark.parametrize(
+    ("platforms", "default", "expected"),
+    [
+        (["cpu"], "gpu", False),
+        (["gpu", "gpu"], "cpu", True),
+        (["gpu", "cpu"], "gpu", False),  # an array that may move, as on the default device, and one that may not
+        (["tpu"], "gpu", False),
+        ([], "gpu", True),
+        ([], "cpu", False),
+    ],
+    ids=str,
+)
+def test_the_platform_is_that_of_the_arrays_else_the_default(platforms, default, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: default)
+    assert _xla.on_gpu([On(platform) for platform in platforms]) == expected
+
+
+def test_tracers_are_on_the_default_platform_and_constants_beside_them_on_their_own(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    here = jax.devices()[0].platform == "gpu"
+    found = []
+    constant = jnp.ones(2)
+
+    def trace(x):
+        found.extend([_xla.on_gpu(x), _xla.on_gpu(x, constant)])
+        return x
+
+    jax.eval_shape(trace, constant)
+    assert found == [True, here]
+    assert _xla.on_gpu(constant) == here

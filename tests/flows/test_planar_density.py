@@ -7,7 +7,8 @@ import pytest
 from conftest import assert_trees_close, draw, grid, stack
 
 from planar_vae_jax import Planar, PlanarFlow, planar_flow
-from planar_vae_jax.flows.distribution import normal_log_prob
+from planar_vae_jax.flows.distribution import _normal_log_prob as normal_log_prob
+from planar_vae_jax.flows.distribution import first_layers
 
 
 def random_flow(flows=(), base=(), dim=3, dtype=np.float64):
@@ -33,6 +34,58 @@ def test_samples_have_the_log_density_that_the_inverse_gives_them(flows, base, x
     one = jax.eval_shape(PlanarFlow.sample, flow, jax.random.key(0))
     assert (zK.shape, log_prob.shape, one.shape) == ((7, *batch, 3), (7, *batch), (*batch, 3))
     assert_trees_close((inverse, again), (log_prob, zK), tolerance=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flows", "mean", "log_std", "lower", "points"),
+    [
+        ((5,), (4, 1), (), None, ()),
+        ((), (4, 5), (), None, (5,)),
+        ((), (), (4, 5), None, (5,)),
+        ((4, 5), (), (), None, ()),
+        ((), (), (), (4, 5), (5,)),
+        ((5,), (), (5,), (4, 1), (1,)),
+        ((), (5,), (4, 1), (5,), (3, 1, 1)),
+    ],
+    ids=str,
+)
+def test_points_may_have_fewer_axes_than_what_the_density_is_made_of(flows, mean, log_std, lower, points, x64):
+    rng = np.random.default_rng(2)
+    shapes = [(*flows, 4, 3), (*flows, 4, 3), (*flows, 4), (*mean, 3), (*log_std, 3), (*points, 3)]
+    *leaves, x = (0.5 * rng.normal(size=shape) for shape in (*shapes[:-1], (*(lower or ()), 3, 3), shapes[-1]))
+
+    def density(u, w, b, mean, log_std, factor):
+        return PlanarFlow(Planar(u, w, b), mean, log_std, lower=None if lower is None else factor)
+
+    def run(x, *leaves):
+        flow = density(*leaves)
+        return flow.log_prob(x), flow.transform(x)
+
+    lead = np.broadcast_shapes(flows, mean, log_std, lower or (), points)
+    own = [2, 2, 1, 1, 1, 2]
+    rows = [
+        np.broadcast_to(leaf, (*lead, *leaf.shape[leaf.ndim - axes :])).reshape(-1, *leaf.shape[leaf.ndim - axes :])
+        for leaf, axes in zip((x, *leaves), (1, *own), strict=True)
+    ]
+    expected = jax.jit(jax.vmap(run))(*rows)
+    found = run(x, *leaves)  # eagerly, as each operation may raise where ranks differ
+    assert found[0].shape == lead
+    assert [leaf.shape for leaf in found[1]] == [(*lead, 3), lead, lead]
+    expected = jax.tree.map(lambda leaf: np.reshape(leaf, (*lead, *leaf.shape[1:])), expected)
+    assert_trees_close(found, expected, tolerance=1e-13)
+    drawn, log_prob = density(*leaves).sample_and_log_prob(jax.random.key(0), 2)
+    batch = np.broadcast_shapes(flows, mean, log_std, lower or ())
+    assert (drawn.shape, log_prob.shape) == ((2, *batch, 3), (2, *batch))
+    assert_trees_close(density(*leaves).log_prob(drawn), log_prob, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("flows", [(), (5,)], ids=str)
+def test_the_first_layers_are_the_flow_of_these_layers(flows, x64):
+    flow = random_flow(flows)
+    params = Planar(flow.params.u[..., :2, :], flow.params.w[..., :2, :], flow.params.b[..., :2])
+    expected = PlanarFlow(params, flow.mean, flow.log_std)
+    x = np.random.default_rng(0).normal(size=3)
+    assert_trees_close(first_layers(flow, 2).log_prob(x), expected.log_prob(x), tolerance=1e-13)
 
 
 def test_the_density_is_the_bases_over_the_jacobian_and_integrates_to_one(x64):
