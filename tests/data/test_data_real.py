@@ -27,10 +27,10 @@ from data_samples import (
     to_amat,
     to_idx,
 )
-
-from planar_vae_jax.data import Dataset, load_dataset, tfds
 from planar_vae_jax.data.formats import read
 from planar_vae_jax.data.named import MNIST_MD5, find
+
+from planar_vae_jax.data import Dataset, load_dataset, tfds
 
 MNIST_DIR = os.environ.get("PLANAR_VAE_MNIST_DIR")
 pytestmark = [
