@@ -63,9 +63,11 @@ def _retrieve(url: str, sha256: str, path: Path) -> None:
     import pooch
 
     answered, given_up = threading.Event(), threading.Event()
+    responses: list[Any] = []
     failures: list[Exception] = []
 
-    def on_response(*_: Any, **__: Any) -> None:
+    def on_response(response: Any, *_: Any, **__: Any) -> None:
+        responses.append(response)
         if given_up.is_set():
             raise TimeoutError("the answer came too late")
         answered.set()
@@ -77,6 +79,8 @@ def _retrieve(url: str, sha256: str, path: Path) -> None:
             pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=path.parent, downloader=downloader)
         except Exception as error:
             failures.append(error)
+        for response in responses:  # pooch leaves that of a failed download open
+            response.close()
         answered.set()
 
     thread = threading.Thread(target=work, daemon=True)
