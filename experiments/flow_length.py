@@ -26,14 +26,13 @@ import numpy as np
 from experiments import mnist
 from planar_vae_jax import report_comparison as comparison_pages
 from planar_vae_jax.analysis import comparison, published
-from planar_vae_jax.data import Dataset, is_binary
+from planar_vae_jax.data import Dataset, choose_images, is_binary, load_images
 from planar_vae_jax.report import binarized
 from planar_vae_jax.runs.choice import ASKED, Choices, Timing, time_seeds
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import Devices, choose_devices, choose_devices_of_seeds
 from planar_vae_jax.runs.files import read_json
-from planar_vae_jax.runs.flagged_data import choose_images, load_images
 from planar_vae_jax.runs.folder import RunFolder, is_finished, open_run
 from planar_vae_jax.runs.placement import Placement
 from planar_vae_jax.runs.together import Seed, fit_together

@@ -22,7 +22,7 @@ import numpy as np
 from planar_vae_jax import plotting
 from planar_vae_jax.analysis import evaluation, latent
 from planar_vae_jax.analysis.evaluation import Images
-from planar_vae_jax.data import DATASETS, Dataset, is_binary
+from planar_vae_jax.data import DATASETS, Dataset, is_binary, load_images
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.load import vae_from_flags
@@ -32,7 +32,6 @@ from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import DeviceFlags, Devices, choose_devices
 from planar_vae_jax.runs.files import as_run_error, read_json
 from planar_vae_jax.runs.fit import fit
-from planar_vae_jax.runs.flagged_data import load_images
 from planar_vae_jax.runs.folder import open_run
 from planar_vae_jax.runs.memory import parse_bytes
 from planar_vae_jax.runs.placement import Placement
@@ -65,8 +64,8 @@ class Config(DeviceFlags):
         f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] or [N, H, W, 3] uint8; or a folder with "
         "x_train.npy, x_test.npy",
     )
-    data_dir: str | None = flag(None, "folder with IDX files or prepared data; default TFDS's own", resumable=True)
-    classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8", at_least=0)
+    data_dir: str | None = flag(None, "folder with the files of the data set; downloads go there", resumable=True)
+    classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8")
     validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
     patience: int = flag(
         0, "the run ends after so many epochs without a better validation loss; 0: never", at_least=0, resumable=True

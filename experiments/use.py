@@ -28,14 +28,12 @@ from planar_vae_jax import load_run, plotting
 from planar_vae_jax import report_latent as latent_pages
 from planar_vae_jax.analysis import evaluation, latent
 from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summarise
-from planar_vae_jax.data import DataError, Dataset
-from planar_vae_jax.data.images import read_images
+from planar_vae_jax.data import DataError, Dataset, load_images, read_images
 from planar_vae_jax.load import NEARLY_BLACK, Run
 from planar_vae_jax.report import NO_KL
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
 from planar_vae_jax.runs.files import as_run_error, replacing, write_json
-from planar_vae_jax.runs.flagged_data import load_images
 from planar_vae_jax.runs.reading import CheckpointError
 from planar_vae_jax.statistics import means_and_errors
 from planar_vae_jax.vae.likelihoods import measured

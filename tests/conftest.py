@@ -178,14 +178,19 @@ def assert_trees_close(actual, desired, *, tolerance):
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path_factory):
-    """No network, no proxy and an empty TFDS directory (returned), so that no test sees the machine's own."""
-    tfds_dir = tmp_path_factory.mktemp("tfds")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
+    """No network but this machine's own, no proxy, and empty folders of downloads (returned) and of TFDS."""
+    import pooch
+
+    downloads, resolve = tmp_path_factory.mktemp("downloads"), socket.getaddrinfo
+    monkeypatch.setattr(pooch, "os_cache", lambda project: downloads)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
     for key in [key for key in os.environ if key.lower().endswith("_proxy")]:
         monkeypatch.delenv(key)
 
-    def refuse(*args, **kwargs):
-        raise OSError("network is unreachable")
+    def refuse(host, *args, **kwargs):
+        if host != "127.0.0.1":
+            raise OSError("network is unreachable")
+        return resolve(host, *args, **kwargs)
 
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    return tfds_dir
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return downloads

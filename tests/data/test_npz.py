@@ -1,5 +1,6 @@
 """A user's own images, on whatever scale they were saved."""
 
+import errno
 import re
 import zipfile
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from data_samples import IMAGES, assert_same, digits, error_of, flipped
 
-from planar_vae_jax.data import load_dataset
+from planar_vae_jax.data import DataError, load_dataset, read_images
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -80,6 +81,7 @@ NPZ_FAULTS = {
     ),
     "labels bool": ({"y_test": np.zeros(20, bool)}, "y_test", r"wanted .*integers, got \[20\] bool"),
     "labels nan": ({"y_test": np.full(20, np.nan)}, "y_test", r"got \[20\] float64 with NaN values"),
+    "excess": ({"x_test": np.clip(IMAGES / 255, 0, 1) * (1 + 3e-6)}, "x_test", r"from 0 to 1\.000003: save"),
     "labels alone": ({"y_valid": np.arange(3)}, "y_valid", r"labels without images x_valid"),
     "objects": ({"x_train": np.array([1, "a"], object)}, "x_train", r"cannot be read: .*allow_pickle=False"),
 }
@@ -110,6 +112,19 @@ def test_damaged_npz_is_named(tmp_path, damage):
         kinds = {"empty": b"", "text": b"x,y", "cut": whole[: len(whole) // 2], "flipped": flipped(whole)}
         path.write_bytes(kinds[damage])
     assert error_of(str(path)).startswith(str(path))
+
+
+@pytest.mark.parametrize("read", [load_dataset, lambda place: read_images(place, (28, 28), print)])
+def test_a_file_that_may_not_be_read_is_told_with_the_systems_reason(tmp_path, monkeypatch, read):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **digits())
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    with pytest.raises(DataError, match=r"^\S*mine\.npz cannot be read: Permission denied$"):
+        read(str(path))
 
 
 def test_npz_never_unpickles(tmp_path):
