@@ -5,12 +5,13 @@ convolutions as large as their input, so they are written as linear layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 
 from planar_vae_jax.vae._shapes import checked_image_shape, leading_axes, whole_number
 from planar_vae_jax.vae.likelihoods import Head
@@ -65,6 +66,18 @@ def _same(x: jax.Array, kernel: jax.Array, axes: tuple[str, str, str]) -> jax.Ar
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
 
 
+def _partitioned_by_xla(function: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``function(x [..., H, W, C], kernel)``, also where the leading axes of ``x`` are split over an Explicit mesh.
+
+    On such a mesh JAX asks for the sharding of every reshape; here only that of the result is stated.
+    """
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(x, kernel)
+    spec = PartitionSpec(*sharding.spec[:-3], None, None, None)
+    return jax.sharding.auto_axes(function, out_sharding=spec)(x, kernel)
+
+
 class Convolution(nnx.Conv):
     """5x5, zeros around, ``[..., H, W, C]`` to ``[..., H, W, C']``."""
 
@@ -74,11 +87,14 @@ class Convolution(nnx.Conv):
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         given = x.dtype
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)  # type: ignore[index]
-        images = x.reshape(-1, *x.shape[-3:])
-        y = jax.lax.platform_dependent(images, kernel, cpu=self.on_cpu, default=self.plain)
-        y = y.reshape(*x.shape[:-3], *y.shape[1:])
+        y = _partitioned_by_xla(self._convolved, x, kernel)
         y = y + jnp.broadcast_to(bias, y.shape)
         return y if self.dtype is None else y.astype(given)
+
+    def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        images = x.reshape(-1, *x.shape[-3:])
+        y = jax.lax.platform_dependent(images, kernel, cpu=self.on_cpu, default=self.plain)
+        return y.reshape(*x.shape[:-3], *y.shape[1:])
 
     def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Of images along one axis, by one operation."""
