@@ -234,7 +234,8 @@ def _check_images(images: Any) -> None:
         raise ValueError(f"images must be of shape [B, H, W] or [B, H, W, C]; got {list(images.shape)}")
     if isinstance(images, jax.core.Tracer) or not getattr(images, "is_fully_addressable", True) or not images.size:
         return
-    low, high = float(np.min(images)), float(np.max(images))
+    values = np.asarray(images)  # by NumPy, since jnp.min of a constant is traced inside jax.jit
+    low, high = float(values.min()), float(values.max())
     if not (low >= -SLACK and high <= 1.0 + SLACK):
         raise ValueError(f"images must have values in 0..1; got {low:.9g} to {high:.9g}")
 
@@ -308,7 +309,7 @@ def importance_nll(
     # Relative to the largest weight of all, the sums are exact to rounding however large the image's nats are.
     largest, sums, squares = jax.lax.map(weights, jnp.arange(0, most, chunk))
     shift = _shift(jnp.max(jnp.where(sums > 0, largest, -jnp.inf), axis=0))
-    scale = jnp.exp(jnp.where(sums > 0, largest - shift, 0.0))
+    scale = jnp.exp(jnp.where(sums > 0, largest - shift[None], 0.0))
     total, total_squares = jnp.sum(sums * scale, axis=0), jnp.sum(squares * jnp.square(scale), axis=0)
     size = counts.astype(total.dtype)[:, None]
     nll = jnp.log(size) - (shift + jnp.log(total))
