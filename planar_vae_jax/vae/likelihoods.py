@@ -5,11 +5,12 @@ Pixels are in 0..1 and are independent given ``z``. :func:`measured` says what t
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from planar_vae_jax.flows.distribution import bernoulli_log_prob
 
@@ -31,6 +32,7 @@ class Head(nnx.Module):
         return jnp.squeeze(raw, -1)
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """A family of distributions of pixels.
 
@@ -41,10 +43,10 @@ class Likelihood(Protocol):
     object that all models share.
     """
 
-    def log_prob(self, x: jax.Array, parameters: Any) -> jax.Array:
+    def log_prob(self, x: Float[Array, "*X P"], parameters: Any) -> Float[Array, "..."]:
         """``log p(x|z) [...]`` in nats, of images ``x [..., P]`` whose P pixels are one axis."""
 
-    def mean(self, parameters: Any) -> jax.Array:
+    def mean(self, parameters: Any) -> Float[Array, "..."]:
         """Pixel means in 0..1, for pictures and squared errors, of the shape of the parameters."""
 
     def head(self, image_shape: tuple[int, ...], dtype: Any) -> Head:
@@ -81,11 +83,11 @@ class Bernoulli(Likelihood):
     For grey levels ``log_prob`` is a cross-entropy and no likelihood.
     """
 
-    def log_prob(self, x: jax.Array, logits: jax.Array) -> jax.Array:
+    def log_prob(self, x: Float[Array, "*X P"], logits: Float[Array, "*Z P"]) -> Float[Array, "..."]:
         """``x l - softplus(l)``, summed over pixels."""
         return bernoulli_log_prob(x, logits)
 
-    def mean(self, logits: jax.Array) -> jax.Array:
+    def mean(self, logits: Float[Array, "*Z"]) -> Float[Array, "*Z"]:
         """``sigmoid(logits)``."""
         return jax.nn.sigmoid(logits)
 
@@ -100,7 +102,7 @@ class DiscretizedLogistic(Likelihood):
 
     smallest_scale = 0.1 / 255  # a tenth of a level, where a pixel is certain of its level
 
-    def log_prob(self, x: jax.Array, parameters: LocationScale) -> jax.Array:
+    def log_prob(self, x: Float[Array, "*X P"], parameters: LocationScale) -> Float[Array, "..."]:
         """``log(sigmoid(a) - sigmoid(b))`` with the bin's edges a > b in units of the scale, summed over pixels.
 
         ``sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))``: no difference of nearly equal numbers.
@@ -115,7 +117,7 @@ class DiscretizedLogistic(Likelihood):
         inner = jnp.where((level > 0) & (level < LEVELS - 1), width, 0.0)
         return jnp.sum(below + above + inner, -1)
 
-    def mean(self, parameters: LocationScale) -> jax.Array:
+    def mean(self, parameters: LocationScale) -> Float[Array, "..."]:
         """The mean of the logistic distribution with its tails moved to 0 and 1; the bins' own to 1/1000.
 
         ``E min(max(y, 0), 1) = integral of P(y > t) over 0 < t < 1``, which is a difference of two softplus.
@@ -138,13 +140,13 @@ class Gaussian(Likelihood):
 
     smallest_scale = 1.0 / 255
 
-    def log_prob(self, x: jax.Array, parameters: LocationScale) -> jax.Array:
+    def log_prob(self, x: Float[Array, "*X P"], parameters: LocationScale) -> Float[Array, "..."]:
         """``-((x - location) / scale)^2 / 2 - log scale - log(2 pi) / 2``, summed over pixels."""
         x, location, log_scale = jnp.broadcast_arrays(x, *parameters)
         squares = jnp.square((x - location) * jnp.exp(-log_scale))
         return -0.5 * jnp.sum(squares + 2.0 * log_scale + math.log(2.0 * math.pi), -1)
 
-    def mean(self, parameters: LocationScale) -> jax.Array:
+    def mean(self, parameters: LocationScale) -> Float[Array, "..."]:
         """The location, where it is in 0..1."""
         return jnp.clip(parameters.location, 0.0, 1.0)
 
@@ -160,7 +162,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
 }
 
 
-def bounded_log_scale(raw: jax.Array, smallest_scale: float) -> jax.Array:
+def bounded_log_scale(raw: Float[Array, "*P"], smallest_scale: float) -> Float[Array, "*P"]:
     """``R tanh(raw / R)`` with ``R = -log(smallest_scale)``: the identity near 0, and never below ``-R``."""
     reach = -math.log(smallest_scale)
     return reach * jnp.tanh(raw / reach)

@@ -7,11 +7,12 @@ optax and checkpoints take. Its parameters are its leaves; there is no second ob
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from planar_vae_jax.flows.distribution import PlanarFlow
 from planar_vae_jax.flows.nonlinearities import check_nonlinearity
@@ -28,6 +29,7 @@ LOG_STD_RANGE = 10.0
 COVARIANCES = ("diagonal", "full")
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Images to features."""
 
@@ -37,6 +39,7 @@ class Encoder(Protocol):
         """Features, for instance ``[..., features]``, of images ``[..., H, W]`` or ``[..., H, W, C]``."""
 
 
+@runtime_checkable
 class Posterior(Protocol):
     """``q(z|x)`` of a batch of images, as a map from standard normal noise. :class:`PlanarFlow` is one."""
 
@@ -48,6 +51,7 @@ class Posterior(Protocol):
         """``(z_K [..., L], log q_0(z_0|x) [...], log|det dz_K/dz_0| [...])`` of ``noise [..., L]`` from N(0, I)."""
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """``z`` to the parameters of ``p(x|z)``."""
 
@@ -172,11 +176,11 @@ class VAE(nnx.Module):
             _check_parameters(name, part)
         self.encoder, self.posterior, self.decoder, self.likelihood = parts.values()
 
-    def encode(self, images: jax.Array) -> Posterior:
+    def encode(self, images: Float[Array, "..."]) -> Posterior:
         """``q(z|x)`` of images ``[..., H, W]`` or ``[..., H, W, C]``, values in 0..1."""
         return self.posterior(self.encoder(images))
 
-    def decode(self, z: jax.Array) -> Any:
+    def decode(self, z: Float[Array, "... L"]) -> Any:
         """The parameters of the likelihood for ``z [..., L]``: a pytree of arrays ``[..., H, W]`` (or ``C`` beside)."""
         return self.decoder(z)
 

@@ -10,7 +10,7 @@ of an image depend neither on the other images nor on the batch size (evaluation
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,11 @@ OBJECTIVES = ("elbo", "iwae", "reconstruction")
 SLACK = 1e-6  # beyond 0..1, what rounding adds to black and white
 
 # One key, or one for each image; of jax.random.key, or the words of jax.random.PRNGKey.
-Keys = Key[Array, "*B"] | UInt32[Array, "*B words"]
+Keys = Key[Array, "..."] | UInt32[Array, "... words"]
 Loss = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
+@runtime_checkable
 class Model(Protocol):
     """A VAE with its parameters. Images are ``[..., H, W]`` or ``[..., H, W, C]``, values in 0..1."""
 
@@ -188,7 +189,7 @@ def _flat(array: jax.Array, axes: int) -> jax.Array:
 # --- Keys and noise
 
 
-def typed_key(key: Keys) -> Key[Array, "*B"]:
+def typed_key(key: Keys) -> Key[Array, "..."]:
     """``key`` in the form of ``jax.random.key``; the words of ``jax.random.PRNGKey`` are wrapped.
 
     Raises:
