@@ -312,8 +312,9 @@ def reconstruct(
 
 
 def abstract_posterior(model: objectives.Model, image_shape: tuple[int, ...]) -> Any:
-    """``q(z|x)`` of one image, with shapes and dtypes in the place of arrays; nothing is computed."""
-    return jax.eval_shape(lambda model, image: model.encode(image), model, jax.ShapeDtypeStruct(image_shape, "float32"))
+    """``q(z|x)`` of a batch of one image, with shapes and dtypes instead of arrays; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda model, image: model.encode(image), model, image)
 
 
 @functools.partial(jax.jit, static_argnames=("image_shape", "count", "batch_size"))
@@ -330,5 +331,5 @@ def sample_prior(
         batch_size: images decoded at a time.
     """
     like = abstract_posterior(model, image_shape).mean
-    z = jax.random.normal(key, (count, *like.shape), like.dtype)
+    z = jax.random.normal(key, (count, like.shape[-1]), like.dtype)
     return map_batches(lambda z: pictures(model, z), (z,), batch_size)
