@@ -40,7 +40,6 @@ from planar_vae_jax.runs.config import flag, parse
 from planar_vae_jax.runs.console import run_main
 from planar_vae_jax.train import loop as training
 from planar_vae_jax.train.optimizers import OPTIMIZERS
-from planar_vae_jax.vae.model import VAE
 
 GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")
 SEEDS_FLOWS = 5  # K of several runs at once, and of quality
@@ -141,8 +140,7 @@ def sections(config: Config, cases: list[Case], data: Dataset | None, peaks: Lim
 
 def make_task(config: Config, pixels: np.ndarray, flows: int, prng: str) -> Task:
     """A training of the VAE on these images."""
-    vae = VAE(pixels.shape[1:], latent=config.latent, hidden=config.hidden, flow_length=flows)
-    return Task(vae, pixels, config.batch_size, 0, prng)
+    return Task(pixels, config.batch_size, 0, flows, config.latent, config.hidden, prng)
 
 
 def timed(config: Config, run: Callable[[], Any]) -> Row:
@@ -217,7 +215,7 @@ def several_seeds(config: Config, task: Task, count: int) -> Row:
     ours = OurTraining(task, config.optimizer)
     size, batch_size, steps = len(ours.data), task.batch_size, task.epoch_steps
     keys = jax.random.split(ours.key, count)
-    state = jax.vmap(lambda key: training.init_state(task.vae.init(key), ours.optimizer))(keys)
+    state = jax.vmap(lambda key: training.init_state(task.model(key), ours.optimizer))(keys)
 
     def epoch(state: Any, key: Any, data: Any, info: Any) -> Any:
         order_key, steps_key = training.epoch_keys(key, 0)
@@ -235,7 +233,7 @@ def quality(config: Config, data: Dataset) -> Row:
     """Seconds of training to ``--target`` (:mod:`benchmarks.time_to_quality`)."""
     generator = "threefry2x32" if config.prng == "both" else config.prng
     task = make_task(config, data.x_train, SEEDS_FLOWS, generator)
-    evaluate, ours = evaluator(task.vae, data), OurTraining(task, config.optimizer)
+    evaluate, ours = evaluator(data), OurTraining(task, config.optimizer)
     started = time.perf_counter()
     ours.compile()
     seconds = time.perf_counter() - started

@@ -34,7 +34,6 @@ from benchmarks.torch_training import STYLES, TorchTraining
 from planar_vae_jax.runs.config import UsageError, flag, parse
 from planar_vae_jax.runs.console import run_main
 from planar_vae_jax.train.optimizers import OPTIMIZERS
-from planar_vae_jax.vae.model import VAE
 
 PRODUCTS = "products alone"
 COLORS = {
@@ -157,8 +156,7 @@ def contestants(config: Config, pixels: np.ndarray) -> tuple[list[Entry], list[d
 
 def task(config: Config, flows: int, pixels: np.ndarray) -> Task:
     """What is trained; its epoch is a slice."""
-    vae = VAE(pixels.shape[1:], latent=config.latent, hidden=config.hidden, flow_length=flows)
-    return Task(vae, pixels, config.batch_size, config.seed)
+    return Task(pixels, config.batch_size, config.seed, flows, config.latent, config.hidden)
 
 
 def built(name: str, flows: int | None, build: Callable[[], tuple[Callable[[], Any], Any]]) -> Entry:
@@ -187,7 +185,7 @@ def torch_slice(task: Task, style: str) -> tuple[Callable[[], Any], dict[str, fl
 
 def torch_entries(config: Config, torch: Any, task: Task, style: str) -> list[Entry]:
     """An entry for each number of threads; compiled code is compiled for a number of threads: for one alone."""
-    flows, most = task.vae.flow_length, max(config.threads)
+    flows, most = task.flow_length, max(config.threads)
     if style == "compiled" and flows not in config.compiled:
         raise Unavailable(f"--compiled does not name {flows}")
     torch.set_num_threads(most)

@@ -1,6 +1,5 @@
 """Our training of a VAE as a contestant: keys, defaults and compiled functions of ``experiments.mnist``."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,21 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from planar_vae_jax.runs import compiled
 from planar_vae_jax.train import loop as training
 from planar_vae_jax.train.optimizers import LEARNING_RATES, make_optimizer
-from planar_vae_jax.vae.losses import vae_loss
-from planar_vae_jax.vae.model import VAE
+from planar_vae_jax.vae import VAE, vae_loss
 
 
 class Task(NamedTuple):
     """What all contestants train, from the same weights."""
 
-    vae: VAE
-    pixels: np.ndarray  # [N, H, W] uint8, drawn anew at each visit
+    pixels: np.ndarray  # [N, H, W] uint8, binarised anew at each visit
     batch_size: int
     seed: int
+    flow_length: int = 5
+    latent: int = 40
+    hidden: int = 400
     prng: str = "threefry2x32"
 
     @property
@@ -30,18 +31,14 @@ class Task(NamedTuple):
         return len(self.pixels) // self.batch_size
 
     def keys(self) -> tuple[jax.Array, jax.Array]:
-        """Of the weights, and of the training."""
+        """The keys of the weights and of the training."""
         init_key, train_key = jax.random.split(jax.random.key(self.seed, impl=self.prng))
         return init_key, train_key
 
-    def params(self) -> Any:
-        """The weights before the first step."""
-        return _init(self.vae, self.keys()[0])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(vae: VAE, key: jax.Array) -> Any:
-    return vae.init(key)
+    def model(self, key: jax.Array | None = None) -> VAE:
+        """The model before the first step; ``key``: other weights than those of the task."""
+        sizes: dict[str, Any] = {"latent": self.latent, "hidden": self.hidden, "flow_length": self.flow_length}
+        return VAE.mlp(self.pixels.shape[1:], **sizes, rngs=nnx.Rngs(self.keys()[0] if key is None else key))
 
 
 def warmup_steps(optimizer: str, epoch_steps: int) -> int:
@@ -59,11 +56,11 @@ class OurTraining:
 
     def __init__(self, task: Task, optimizer: str):
         self.task = task
-        self.loss = vae_loss(task.vae, "elbo", "dynamic")
+        self.loss = vae_loss("elbo", "dynamic")
         self.optimizer = default_optimizer(optimizer, task.epoch_steps)
         self.data = jnp.asarray(task.pixels)
         self.key = task.keys()[1]
-        self.state = compiled.init_state(task.params(), self.optimizer)
+        self.state = compiled.init_state(task.model(), self.optimizer)
         self.epoch = self.position = 0
         self._begin_epoch()
         batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
@@ -85,7 +82,7 @@ class OurTraining:
         jax.block_until_ready((self.state, self.order))
 
     def params(self) -> Any:
-        """Those that the model is judged by."""
+        """The model that is judged: with averaged parameters if the optimiser averages them."""
         return compiled.evaluation_params(self.state)
 
     def _begin_epoch(self) -> None:
@@ -101,14 +98,14 @@ class OurTraining:
 
 
 def by_name(params: Any) -> dict[str, np.ndarray]:
-    """Arrays of a pytree of dicts as ``{"encode.hidden.kernel": ...}``; those without entries (K = 0) left out."""
+    """Arrays of a model as ``{"decoder.last.kernel": ...}``, without those that have no entries (K = 0)."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     named = {_name(path): np.array(leaf) for path, leaf in leaves}
     return {name: array for name, array in named.items() if array.size}
 
 
 def from_names(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-    """What :func:`by_name` was given; ``like``: parameters of the same shapes."""
+    """The inverse of :func:`by_name`; ``like`` is a model of the same shapes."""
 
     def leaf(path: Any, old: Any) -> Any:
         return jnp.asarray(arrays[_name(path)], old.dtype) if old.size else old
@@ -117,7 +114,8 @@ def from_names(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
 
 
 def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    # Flax's variables are nodes with one array, their value.
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def synthetic_images(seed: int, count: int) -> np.ndarray:

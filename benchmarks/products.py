@@ -12,12 +12,12 @@ from planar_vae_jax.vae.binarization import binarize
 
 def shapes(task: Task) -> dict[str, tuple[int, int]]:
     """Kernels of the four layers; the encoder's two heads are one layer."""
-    vae, pixels = task.vae, task.pixels[0].size
+    pixels = task.pixels[0].size
     return {
-        "encode": (pixels, vae.hidden),
-        "heads": (vae.hidden, 2 * vae.latent),
-        "decode": (vae.latent, vae.hidden),
-        "logits": (vae.hidden, pixels),
+        "encode": (pixels, task.hidden),
+        "heads": (task.hidden, 2 * task.latent),
+        "decode": (task.latent, task.hidden),
+        "logits": (task.hidden, pixels),
     }
 
 
@@ -32,7 +32,7 @@ def products(task: Task) -> Callable[[], Any]:
 
     Every result is an input of a later product or is handed on, so that no product can be left out.
     """
-    latent, kernels = task.vae.latent, shapes(task)
+    latent, kernels = task.latent, shapes(task)
     keys = jax.random.split(jax.random.key(task.seed), len(kernels))
     weights = {
         name: jax.random.normal(key, shape) / shape[0] ** 0.5

@@ -35,7 +35,6 @@ from planar_vae_jax.data import ArgumentError, DataError, Dataset, load_dataset
 from planar_vae_jax.runs.config import UsageError, flag, parse
 from planar_vae_jax.runs.console import run_main, warn
 from planar_vae_jax.train.optimizers import LEARNING_RATES
-from planar_vae_jax.vae.model import VAE
 
 OURS = "ours"
 BUILDERS: dict[str, Callable[[Task], Training]] = {
@@ -77,10 +76,9 @@ def main(argv: list[str]) -> None:
     results = Results(config, "time_to_quality")
     facts = machine()
     print_machine(facts)
-    vae = VAE(data.x_train.shape[1:], latent=config.latent, hidden=config.hidden, flow_length=config.flows)
-    task = Task(vae, data.x_train, config.batch_size, config.seed)
-    evaluate = evaluator(vae, data)
-    evaluate(task.params())  # compiled
+    task = Task(data.x_train, config.batch_size, config.seed, config.flows, config.latent, config.hidden)
+    evaluate = evaluator(data)
+    evaluate(task.model())  # compiled
     with compiled_anew():
         trainings, seconds, left_out = contestants(chosen, task, config.threads)
     curves = race(
@@ -140,12 +138,12 @@ def read_data(name: str, data_dir: str | None) -> Dataset:
         raise UsageError(str(error)) from error
 
 
-def evaluator(vae: VAE, data: Dataset) -> Callable[[Any], float]:
-    """Parameters -> mean free energy of all test images, each by its own key."""
+def evaluator(data: Dataset) -> Callable[[Any], float]:
+    """A function from a model to the mean free energy of all test images, each with its own key."""
     images = evaluation.fixed_images(data.x_test, data.test_index, "test", "dynamic")
 
-    def evaluate(params: Any) -> float:
-        found = evaluation.mean_loss(vae, params, images, "elbo", "test")["test_loss"]
+    def evaluate(model: Any) -> float:
+        found = evaluation.mean_loss(model, images, "elbo", "test")["test_loss"]
         return float("nan") if found is None else found
 
     return evaluate

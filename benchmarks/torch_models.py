@@ -98,7 +98,7 @@ def planar_stack(torch: Any, u: Any, w: Any, b: Any, z: Any) -> Any:
     return z, torch.log1p(slope * (m.squeeze(-1) - 1)).sum(-1)
 
 
-LINEAR = ("encode.hidden", "encode.mean", "encode.log_std", "decode.hidden", "decode.logits")
+LINEAR = ("encoder.hidden.first", "posterior.mean", "posterior.log_std", "decoder.hidden.first", "decoder.last")
 
 
 def vae(torch: Any, weights: dict[str, Any], layer_modules: bool) -> Any:
@@ -112,7 +112,7 @@ def vae(torch: Any, weights: dict[str, Any], layer_modules: bool) -> Any:
         A module ``(x [B, P], noise [B, L]) -> free energies [B]`` with a method ``arrays``.
     """
     functional = torch.nn.functional
-    flow = [weights[f"encode.{part}"] for part in "uwb" if f"encode.{part}" in weights]
+    flow = [weights[f"posterior.{part}"] for part in "uwb" if f"posterior.{part}" in weights]
 
     def linear(part: str) -> Any:
         kernel, bias = weights[f"{part}.kernel"], weights[f"{part}.bias"]
@@ -158,9 +158,9 @@ def vae(torch: Any, weights: dict[str, Any], layer_modules: bool) -> Any:
                 found[f"{name}.kernel"], found[f"{name}.bias"] = read(layer.weight).T, read(layer.bias)
             for part in "uwb" if flow else "":
                 if layer_modules:
-                    found[f"encode.{part}"] = torch.stack([read(getattr(layer, part)) for layer in self.layers])
+                    found[f"posterior.{part}"] = torch.stack([read(getattr(layer, part)) for layer in self.layers])
                 else:
-                    found[f"encode.{part}"] = read(getattr(self, part))
+                    found[f"posterior.{part}"] = read(getattr(self, part))
             return {name: value.detach().cpu().numpy().copy() for name, value in found.items()}
 
     return Model()

@@ -41,11 +41,11 @@ class TorchTraining:
     def __init__(self, task: Task, style: str, optimizer: str):
         self.torch = torch = import_module("torch")
         self.task, self.device = task, torch_device(torch)
-        params = task.params()
-        weights = {name: torch.tensor(array, device=self.device) for name, array in by_name(params).items()}
-        self.like = params
+        ours = task.model()
+        weights = {name: torch.tensor(array, device=self.device) for name, array in by_name(ours).items()}
+        self.like = ours
         self.model = vae(torch, weights, STYLES[style].layer_modules)
-        self.errors = check(torch, self.device, self.model, task, params)
+        self.errors = check(torch, self.device, self.model, task, ours)
         self.model.zero_grad()
         self.optimizer = make_optimizer(torch, self.model, optimizer, task.epoch_steps)
         self.averages = optimizer == "schedule_free"
@@ -73,7 +73,7 @@ class TorchTraining:
         synchronize(self.torch, self.device)
 
     def params(self) -> Any:
-        """Those that the model is judged by, as ours."""
+        """The model that is judged, in the form of ours."""
         if self.averages:
             self.optimizer.eval()
         arrays = self.model.arrays(lambda parameter: parameter.data)
@@ -87,7 +87,7 @@ class TorchTraining:
 
     def _loss(self, pixels: Any) -> Any:
         x = self.torch.bernoulli(pixels.float() / 255.0)
-        noise = self.torch.randn(len(pixels), self.task.vae.latent, device=self.device)
+        noise = self.torch.randn(len(pixels), self.task.latent, device=self.device)
         return self.model(x, noise).mean()
 
 
@@ -103,7 +103,7 @@ def make_optimizer(torch: Any, model: Any, name: str, epoch_steps: int) -> Any:
     return optimizer
 
 
-def check(torch: Any, device: Any, model: Any, task: Task, params: Any) -> dict[str, float]:
+def check(torch: Any, device: Any, model: Any, task: Task, ours: Any) -> dict[str, float]:
     """Free energies of eight images and the gradient of their mean, against ours from the same weights and noise.
 
     Raises:
@@ -111,13 +111,13 @@ def check(torch: Any, device: Any, model: Any, task: Task, params: Any) -> dict[
     """
     key = jax.random.key(1)
     images = (synthetic_images(1, 8) > 0).astype(np.float32)
-    noise = jax.random.normal(key, (8, task.vae.latent))  # as free_energy draws it
+    noise = jax.random.normal(key, (8, task.latent))  # as free_energy draws it
 
-    def mean_free_energy(params: Any) -> Any:
-        terms = objectives.free_energy(task.vae.bind(params), jnp.asarray(images), key)
+    def mean_free_energy(ours: Any) -> Any:
+        terms = objectives.free_energy(ours, jnp.asarray(images), key)
         return jnp.mean(terms.free_energy), terms.free_energy
 
-    gradient, free_energies = jax.jit(jax.grad(mean_free_energy, has_aux=True))(params)
+    gradient, free_energies = jax.jit(jax.grad(mean_free_energy, has_aux=True))(ours)
     theirs = model(torch.tensor(images.reshape(8, -1), device=device), torch.tensor(np.asarray(noise), device=device))
     theirs.mean().backward()
     result = {"free_energy": theirs.detach().cpu().numpy(), **model.arrays(lambda parameter: parameter.grad)}

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from planar_vae_jax import PlanarFlow, init_planar
@@ -30,8 +31,7 @@ from planar_vae_jax.runs import compiled
 from planar_vae_jax.train import loop as training
 from planar_vae_jax.train import mesh as meshes
 from planar_vae_jax.train.optimizers import make_optimizer
-from planar_vae_jax.vae.losses import vae_loss
-from planar_vae_jax.vae.model import VAE
+from planar_vae_jax.vae import VAE, vae_loss
 
 SLICES = ("v5e:1x1", "v5e:2x4", "v5e:8x8", "v5e:16x16")
 IMAGES, STEPS = 60_000, 8
@@ -68,14 +68,19 @@ def slice_mesh(name: str) -> Mesh:
 # --- Programs: each takes the batch and gives a function and the shapes of its arguments.
 
 
+def make_model(encoder: str = "mlp", **sizes: Any) -> VAE:
+    """``VAE.mlp`` or ``VAE.conv`` for MNIST."""
+    make = {"mlp": VAE.mlp, "conv": VAE.conv}[encoder]
+    return make((28, 28), **sizes, rngs=nnx.Rngs(0))
+
+
 def train(batch: int, optimizer: str = "schedule_free", **sizes: Any) -> tuple[Callable[..., Any], Any]:
     """The piece of an epoch that ``experiments.mnist`` calls."""
-    vae = VAE((28, 28), **sizes)
-    loss, method = vae_loss(vae, "elbo", "dynamic"), make_optimizer(optimizer, learning_rate=8e-3, warmup_steps=9)
+    loss, method = vae_loss("elbo", "dynamic"), make_optimizer(optimizer, learning_rate=8e-3, warmup_steps=9)
 
     def arguments() -> Any:
         key = jax.random.key(0)
-        state = training.init_state(vae.init(key), method)
+        state = training.init_state(make_model(**sizes), method)
         one = jax.ShapeDtypeStruct((batch, 28, 28), jnp.uint8)
         info = training.empty_info(loss, state, one, key, STEPS)
         images, order = jnp.zeros((IMAGES, 28, 28), jnp.uint8), jnp.zeros((STEPS, batch), jnp.int32)
@@ -86,16 +91,15 @@ def train(batch: int, optimizer: str = "schedule_free", **sizes: Any) -> tuple[C
 
 def evaluate(batch: int, samples: int = 0, **sizes: Any) -> tuple[Callable[..., Any], Any]:
     """Figures of ``batch`` test images; with ``samples``, their importance-sampled NLL."""
-    vae = VAE((28, 28), **sizes)
 
-    def function(params: Any, images: Images) -> Any:
+    def function(model: VAE, images: Images) -> Any:
         if samples:
-            return evaluation.marginal_likelihood(vae, params, images, samples=samples)
-        return evaluation.free_energy_terms(vae, params, images)
+            return evaluation.marginal_likelihood(model, images, samples=samples)
+        return evaluation.free_energy_terms(model, images)
 
     def arguments() -> Any:
         keys = jax.random.split(jax.random.key(0), batch)
-        return vae.init(jax.random.key(0)), Images(jnp.zeros((batch, 28, 28), jnp.uint8), keys)
+        return make_model(**sizes), Images(jnp.zeros((batch, 28, 28), jnp.uint8), keys)
 
     return function, jax.eval_shape(arguments)
 

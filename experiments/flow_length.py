@@ -24,15 +24,15 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from experiments import mnist
-from planar_vae_jax import report_comparison as comparison_pages
-from planar_vae_jax.analysis import comparison, published
-from planar_vae_jax.data import Dataset, choose_images, is_binary, load_images
+from planar_vae_jax import load_run, report, statistics
+from planar_vae_jax.data import Dataset, is_binary
 from planar_vae_jax.report import binarized
 from planar_vae_jax.runs.choice import ASKED, Choices, Timing, time_seeds
 from planar_vae_jax.runs.config import UsageError, as_json, check, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, warn
 from planar_vae_jax.runs.devices import Devices, choose_devices, choose_devices_of_seeds
 from planar_vae_jax.runs.files import read_json
+from planar_vae_jax.runs.flagged_data import choose_images, load_images
 from planar_vae_jax.runs.folder import RunFolder, is_finished, open_run
 from planar_vae_jax.runs.placement import Placement
 from planar_vae_jax.runs.together import Seed, fit_together
@@ -84,8 +84,11 @@ class Run(NamedTuple):
         return f"{'' if self.label is None else f'class={self.label}-'}flows={self.flows}-seed={self.seed}"
 
 
-def main(argv: list[str]) -> None:
-    """Trains what is not trained yet, compares, draws and writes; ``argv`` without the program's name."""
+def main(argv: list[str], *, pictures: bool = True) -> None:
+    """Trains what is not trained yet, compares, draws and writes; ``argv`` without the program's name.
+
+    ``pictures``: whether each run draws its own; those of the sweep are drawn anyway.
+    """
     config = parse_run(Config, argv, __doc__, "flow_length")
     check_flags(config)
     notes: list[str] = []
@@ -98,29 +101,33 @@ def main(argv: list[str]) -> None:
             return
         for note in notes if sweep.new else ():
             warn(note)
-        summaries = train(sweep, runs, config.together)
+        summaries = train(sweep, runs, config.together, pictures)
         first = next(iter(summaries.values()))
-        figures = (*mnist.shown(config.likelihood), "active_units")
+        figures = (*shown_figures(config), "active_units")
         found = by_length(config, runs, summaries)
-        rows = comparison.compare(found, figures)
+        rows = statistics.compare(found, figures)
         for row, of_length in zip(rows, found.values(), strict=True):
             row["kl_by_dimension"] = [run["all"]["kl_by_dimension"] for run in of_length]
         numbers = range(config.seed, config.seed + config.seeds)
-        sweep.save_text("table.csv", comparison.comma_separated(rows, figures, numbers))
+        sweep.save_text("table.csv", statistics.comma_separated(rows, figures, numbers))
         setting, nats = describe(config, first, is_binary(whole[0])), f"Nats are of {first['nats_of']}."
-        table = comparison.markdown(rows, figures)
-        sweep.save_text("table.md", f"# {setting}\n\n{nats}\n\n{table}\n{comparison.kl_text(rows)}")
-        theirs = published.is_setting(vars(config), whole[0].name, whole[0].x_test.shape)
-        sweep.save_figure("flow_length.png", comparison_pages.against_length(rows, config.objective, setting, theirs))
+        table = statistics.markdown(rows, figures)
+        sweep.save_text("table.md", f"# {setting}\n\n{nats}\n\n{table}\n{statistics.kl_text(rows)}")
+        theirs = report.comparable_to_published(vars(config), whole[0].name, whole[0].x_test.shape)
+        sweep.save_figure("flow_length.png", report.against_length(rows, config.objective, setting, theirs))
         if config.each_class:
             ends = (config.lengths[0], config.lengths[-1])
             chosen = [run for run in runs if run.seed == config.seed and run.flows in ends]
-            models = [(str(run.label), run.flows, run.data, sweep.workdir / run.name) for run in chosen]
+            checkpoint = "best" if config.patience else "latest"
+            opened = [load_run(sweep.workdir / run.name, checkpoint) for run in chosen]
+            models = [
+                (str(run.label), run.flows, run.data, one.model, one.binarization)
+                for run, one in zip(chosen, opened, strict=True)
+            ]
             title = (
                 f"Test images and their reconstructions by the model of their class, seed {config.seed}\n({setting})"
             )
-            checkpoint = "best" if config.patience else "latest"
-            sweep.save_figure("each_class.png", comparison_pages.each_class(models, checkpoint, title))
+            sweep.save_figure("each_class.png", report.each_class(models, title))
         sweep.finish(
             {
                 **{name: first[name] for name in ("dataset", "source", "binarization", "nats_of")},
@@ -179,7 +186,7 @@ def config_of_run(config: Config, flows: int, seed: int, label: int | None) -> m
     return one
 
 
-def train(sweep: RunFolder, runs: Sequence[Run], asked: str) -> dict[str, dict[str, Any]]:
+def train(sweep: RunFolder, runs: Sequence[Run], asked: str, pictures: bool) -> dict[str, dict[str, Any]]:
     """The summary of each run by its name, after those not finished have been trained, together as ``asked``."""
     runs = [run._replace(config=replace(run.config, workdir=str(sweep.workdir / run.name))) for run in runs]
     finished = {run.name: is_finished(run.config, "mnist", run.identity) for run in runs}  # each before any begins
@@ -195,7 +202,9 @@ def train(sweep: RunFolder, runs: Sequence[Run], asked: str) -> dict[str, dict[s
                 summaries[run.name] = read_json(sweep.workdir / run.name / "summary.json") or {}
             else:
                 print(f"\nrun {done + 1} of {len(runs)}: {run.name}", flush=True)
-                summaries[run.name] = mnist.train(run.config, run.data, run.identity, devices=devices)
+                summaries[run.name] = mnist.train(
+                    run.config, run.data, run.identity, devices=devices, pictures=pictures
+                )
                 done += 1
     return summaries
 
@@ -210,8 +219,8 @@ def train_together(runs: Sequence[Run], choices: Choices) -> Devices | None:
 
     @functools.cache
     def prepared() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        vae, training, *_ = mnist.prepare(config, data, placed)
-        return training, [mnist.begin(vae, run.config) for run in runs]
+        training, *_ = mnist.prepare(config, data, placed)
+        return training, [mnist.begin(run.config, data) for run in runs]
 
     def measure() -> Timing:
         return time_seeds(*prepared(), alone, together)
@@ -229,18 +238,23 @@ def train_together(runs: Sequence[Run], choices: Choices) -> Devices | None:
     return together
 
 
+def shown_figures(config: Config) -> tuple[str, ...]:
+    """Names of the figures of the runs in tables."""
+    return (*report.SHOWN, *(["bits_per_dim"] if config.likelihood == "logistic" else []))
+
+
 def by_length(
     config: Config, runs: Sequence[Run], summaries: Mapping[str, dict[str, Any]]
 ) -> dict[int, list[dict[str, Any]]]:
     """K -> the figures of each seed, over all images and by class; models of single classes make one of all."""
-    figures = mnist.shown(config.likelihood)
+    figures = shown_figures(config)
     found: dict[int, list[dict[str, Any]]] = {}
     for flows in config.lengths:
         for seed in range(config.seed, config.seed + config.seeds):
             mine = {run.label: summaries[run.name] for run in runs if (run.flows, run.seed) == (flows, seed)}
             classes = {label: row for summary in mine.values() for label, row in summary["per_class"].items()}
-            whole = comparison.pooled(classes, figures) if config.each_class else mine[None]["test"]
-            units = comparison.latent_units([summary["active_units"] for summary in mine.values()])
+            whole = statistics.pooled(classes, figures) if config.each_class else mine[None]["test"]
+            units = statistics.latent_units([summary["active_units"] for summary in mine.values()])
             found.setdefault(flows, []).append({"all": {**whole, **units}, **classes})
     return found
 
@@ -273,14 +287,14 @@ def told(config: Config, one: mnist.Config) -> dict[str, Any]:
 def show(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:
     """Prints the figures over all images."""
     several = len(rows[0][figures[0]]["by_seed"]) > 1
-    print(f"\n{'mean ± standard deviation over seeds' if several else comparison.ONE_SEED}")
+    print(f"\n{'mean ± standard deviation over seeds' if several else statistics.ONE_SEED}")
     spreads = {f"K = {row['flows']}": {name: row[name]["mean"] for name in figures} for row in rows}
     for row in rows:
         spreads[f"K = {row['flows']}"] |= {f"{name}_se": row[name]["std"] for name in figures}
     print_table(spreads, figures)
     if len(rows) > 1:
         print(f"\ndifference to K = {rows[0]['flows']}, paired by seed{', ± half of its 95 % interval' * several}")
-        print_table({f"K = {row['flows']}": comparison.halves(row["minus_first"]) for row in rows[1:]}, figures)
+        print_table({f"K = {row['flows']}": statistics.halves(row["minus_first"]) for row in rows[1:]}, figures)
 
 
 if __name__ == "__main__":

@@ -17,37 +17,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
-from planar_vae_jax import plotting
-from planar_vae_jax.analysis import evaluation, latent
+from planar_vae_jax import plotting, report
+from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.analysis.evaluation import Images
 from planar_vae_jax.data import DATASETS, Dataset, is_binary, load_images
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
-from planar_vae_jax.load import vae_from_flags
-from planar_vae_jax.report import describe, draw_losses, draw_pages
+from planar_vae_jax.load import model_from_flags
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
-from planar_vae_jax.runs.console import print_table, run_main, warn
+from planar_vae_jax.runs.console import run_main, warn
 from planar_vae_jax.runs.devices import DeviceFlags, Devices, choose_devices
 from planar_vae_jax.runs.files import as_run_error, read_json
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
 from planar_vae_jax.runs.memory import parse_bytes
 from planar_vae_jax.runs.placement import Placement
-from planar_vae_jax.statistics import with_error
 from planar_vae_jax.train.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
 from planar_vae_jax.vae.binarization import BINARIZATIONS
 from planar_vae_jax.vae.conv import divisible_by_4
 from planar_vae_jax.vae.likelihoods import LIKELIHOODS, default_binarization, measured
-from planar_vae_jax.vae.losses import vae_loss
-from planar_vae_jax.vae.model import VAE
+from planar_vae_jax.vae.objectives import vae_loss
 from planar_vae_jax.vae.precision import PRECISIONS
 
-SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 # Flags in the summary.
 FLAGS: tuple[str, ...] = ("flows", "seed", "objective", "train_samples", "amortized", "likelihood", "posterior")
-FLAGS += ("encoder", "classes", "nll_samples", "patience")
+FLAGS += ("encoder", "classes", "nll_samples", "patience", "binarization")
+# Flags in titles.
+TITLE: tuple[str, ...] = (
+    "flows",
+    "binarization",
+    "likelihood",
+    "encoder",
+    "layers",
+    "posterior",
+    "amortized",
+    "h",
+    "objective",
+)
+TITLE += ("classes",)
 # One object for the same arguments: runs in one process share what is compiled.
 shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_optimizer)
 
@@ -116,19 +124,34 @@ class Config(DeviceFlags):
     nll_samples: int = flag(128, "importance samples an image of the NLL", at_least=1, at_most=100_000, evaluation=True)
 
 
-def main(argv: list[str]) -> None:
-    """Trains, evaluates, draws and writes; ``argv`` without the program's name."""
+def main(argv: list[str], *, pictures: bool = True) -> None:
+    """Trains, evaluates, draws (if ``pictures``) and writes; ``argv`` without the program's name."""
     config = parse_run(Config, argv, __doc__, "mnist")
     check_flags(config)
     notes: list[str] = []
     data, identity = load_images(config.dataset, config.data_dir, config.classes, config.validation, notes.append)
-    train(config, data, identity, notes)
+    train(config, data, identity, notes, pictures=pictures)
 
 
 def train(
-    config: Config, data: Dataset, identity: dict[str, Any], notes: Sequence[str] = (), devices: Devices | None = None
+    config: Config,
+    data: Dataset,
+    identity: dict[str, Any],
+    notes: Sequence[str] = (),
+    devices: Devices | None = None,
+    *,
+    pictures: bool = True,
 ) -> dict[str, Any]:
-    """One run, to its end; returns its summary. ``notes``: said of its data; ``devices``: instead of ``--devices``."""
+    """One run, to its end; returns its summary.
+
+    Args:
+        config: the flags.
+        data: the images.
+        identity: of the data, for ``config.json``.
+        notes: warnings on the data, for a new run.
+        devices: instead of ``--devices``.
+        pictures: whether the run draws them.
+    """
     config = with_defaults(config, check_data(config, data))
     binarization = config.binarization
     devices = devices or choose_devices(config, config.batch_size)
@@ -139,66 +162,54 @@ def train(
         for note in notes if run.new else ():
             warn(note)
 
+        if said := report.binarization_note(binarization, is_binary(data)):
+            print(said, flush=True)
         print(f"images on each device: {placed}", flush=True)
-        vae, training, test, split = prepare(config, data, placed)
-        fitted = fit(run, **begin(vae, config), **training)
-        params, lines = fitted.params, fitted.lines
+        training, test, split = prepare(config, data, placed)
+        fitted = fit(run, **begin(config, data), **training)
+        model, lines = fitted.params, fitted.lines
+        nats_of = measured(config.likelihood, binarization)
         print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
-        print(f"nats are of {measured(config.likelihood, binarization)}", flush=True)
-        evaluate, everywhere = devices.under(evaluation.evaluate), devices.replicate(params)
-        figures = evaluate(vae, everywhere, test, nll_samples=config.nll_samples)
-        test = devices.local(test)
-        overall, by_class = evaluation.means(figures), evaluation.means_by_class(figures, data.y_test)
-        if config.likelihood == "logistic":
-            dims = math.prod(vae.image_shape)
-            overall = evaluation.with_bits_per_dim(overall, dims)
-            by_class = {label: evaluation.with_bits_per_dim(row, dims) for label, row in by_class.items()}
-        units = latent.active_units(latent.latent_units(vae, params, test))
-        setting = describe(
-            data.name, binarization, vae, fitted.epoch, config.objective, config.classes, binary=is_binary(data)
+        print(f"nats are of {nats_of}", flush=True)
+        evaluate, everywhere = devices.under(evaluation.evaluate), devices.replicate(model)
+        figures = evaluate(everywhere, test, nll_samples=config.nll_samples)
+        test, shape = devices.local(test), data.x_train.shape[1:]
+        bits_of = math.prod(shape) if config.likelihood == "logistic" else None
+        results = report.collect_results(
+            model, figures, test, data.y_test, nll_samples=config.nll_samples, bits_of=bits_of
         )
-        draw_pages(run.save_figure, vae, params, data, test, setting, config.objective)
-        draw_losses(run.save_figure, data.y_test, figures, lines, split, setting, config.objective)
-        summary: dict[str, Any] = {
-            "dataset": data.name,
-            "source": data.source,
-            "binarization": binarization,
-            "nats_of": measured(config.likelihood, binarization),
-            "epochs": len(lines),
-            **({"stopped_early": fitted.stopped_early, "best_epoch": fitted.epoch} if config.patience else {}),
-            **{name: getattr(config, name) for name in FLAGS},
-            "train_images": len(data.x_train),
-            "validation_images": 0 if data.x_valid is None else len(data.x_valid),
-            "test_images": len(data.x_test),
-            "train": {
-                "first_loss": lines[0].get("first_train_loss"),
-                "final_loss": lines[-1].get("train_loss"),
-                "final_loss_se": lines[-1].get("train_loss_se"),
-            },
-            "test": overall,
-            **evaluation.nll_by_samples(figures, config.nll_samples),
-            "per_class": by_class,
-            "active_units": units,
-            "seconds_per_epoch": float(np.median([line["seconds"] for line in lines if line])),
-            "seconds": run.seconds(),
-        }
+        if pictures:
+            title = report.describe(
+                data.name,
+                channels=shape[2] if len(shape) == 3 else 1,
+                epochs=fitted.epoch,
+                binary=is_binary(data),
+                **{name: getattr(config, name) for name in TITLE},
+            )
+            report.draw_run(
+                run.save_figure,
+                model,
+                data,
+                test,
+                results,
+                lines,
+                split=split,
+                title=title,
+                objective=config.objective,
+            )
+        early = {"stopped_early": fitted.stopped_early, "best_epoch": fitted.epoch} if config.patience else {}
+        flags = {name: getattr(config, name) for name in FLAGS} | {"nats_of": nats_of} | early
+        summary = report.summary(results, lines, data, flags, seconds=run.seconds())
         run.finish(summary)
-        print_table({"all": {"images": len(data.x_test), **overall}, **by_class}, shown(config.likelihood))
-        nll, error = summary["nll_by_samples"], summary["nll_by_samples_se"]
-        print(f"nll by {', '.join(nll)} samples: {', '.join(with_error(nll[s], error[s]) for s in nll)}")
-        print(
-            f"active units: {units['count']} of {vae.latent} (the mean of z_K varies by more than {units['threshold']})"
-        )
+        report.print_results(results)
         return summary
 
 
-def prepare(config: Config, data: Dataset, placed: Placement) -> tuple[VAE, dict[str, Any], Images | Streamed, str]:
-    """What runs with other seeds have in common: the architecture, arguments of :func:`fit`, the test images, and the
-    split whose loss is shown while learning."""
+def prepare(config: Config, data: Dataset, placed: Placement) -> tuple[dict[str, Any], Images | Streamed, str]:
+    """What runs with other seeds have in common: arguments of :func:`fit`, the test images, and the split whose loss is
+    shown during training."""
     steps_per_epoch, binarization = check_data(config, data), config.binarization
-    vae = vae_from_flags(dataclasses.asdict(config), data.x_train.shape[1:])
     loss = shared_loss(
-        vae,
         config.objective,
         binarization,
         train_samples=config.train_samples,
@@ -221,25 +232,18 @@ def prepare(config: Config, data: Dataset, placed: Placement) -> tuple[VAE, dict
         "steps_per_epoch": steps_per_epoch,
         "data": placed.train(),
         "batch_size": config.batch_size,
-        "report": lambda params: evaluation.mean_loss(
-            vae, params, watched, config.objective, split, config.train_samples
-        ),
+        "report": lambda model: evaluation.mean_loss(model, watched, config.objective, split, config.train_samples),
         "score": None if split == "test" else "validation_loss",
         "patience": config.patience,
         "show": ("train_loss", f"{split}_loss"),
     }
-    return vae, training, test, split
+    return training, test, split
 
 
-def shown(likelihood: str) -> tuple[str, ...]:
-    """Names of the figures in tables."""
-    return (*SHOWN, "bits_per_dim") if likelihood == "logistic" else SHOWN
-
-
-def begin(vae: VAE, config: Config) -> dict[str, Any]:
+def begin(config: Config, data: Dataset) -> dict[str, Any]:
     """What follows from the seed: the arguments of :func:`fit` that :func:`prepare` leaves open."""
     init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
-    return {"params": vae.init(init_key), "key": train_key}
+    return {"params": model_from_flags(vars(config), data.x_train.shape[1:], init_key), "key": train_key}
 
 
 def check_flags(config: Config) -> None:

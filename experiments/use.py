@@ -8,11 +8,13 @@
 
 Each writes its files (PNG, NPZ, CSV, JSON) into ``WORKDIR/use/``, or into ``--output``. ``FILE.npz`` holds images
 ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 or floats in 0..1, as ``x_test`` or
-as its only array; PNG files will do too, as in ``--reconstruct='digits/*.png'``. ``--gap=100`` takes some minutes on
-two cores.
+as its only array; PNG files will do too, as in ``--reconstruct='digits/*.png'``. The images of ``--scores`` are
+drawn as the run draws its test images, so the run's own test images have the figures that the run gave them. A file
+that is there already stays: the next one is called ``scores-2.csv``. ``--gap=100`` takes some minutes on two cores.
 """
 
 import csv
+import itertools
 import math
 import re
 import warnings
@@ -25,12 +27,11 @@ import jax
 import numpy as np
 
 from planar_vae_jax import load_run, plotting
-from planar_vae_jax import report_latent as latent_pages
-from planar_vae_jax.analysis import evaluation, latent
+from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summarise
 from planar_vae_jax.data import DataError, Dataset, load_images, read_images
 from planar_vae_jax.load import NEARLY_BLACK, Run
-from planar_vae_jax.report import NO_KL
+from planar_vae_jax.report import NO_KL, draw_interpolations
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
 from planar_vae_jax.runs.files import as_run_error, replacing, write_json
@@ -62,17 +63,20 @@ class Config:
     gap: int | None = flag(None, "how many test images to optimise q for", at_least=1)
     gap_steps: int = flag(Settings().steps, "of Adam for each image's q", at_least=1)
     nll_samples: int | None = flag(
-        None, "importance samples; default: 128 an image for --scores, 5000 for --gap", at_least=1, at_most=100_000
+        None,
+        "importance samples of an image; default: as many as the run for --scores, 5000 for --gap",
+        at_least=1,
+        at_most=100_000,
     )
     dataset: str | None = flag(None, "for --interpolate and --gap, where the run's own is somewhere else now")
     data_dir: str | None = flag(None, "likewise")
-    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1)
+    seed: int = flag(0, "of the pictures that --samples draws", at_least=0, at_most=2**32 - 1)
 
 
 def main(argv: list[str]) -> None:
     """Does what is asked for; ``argv`` without the program's name."""
     config = parse(Config, argv, __doc__)
-    task = the_task(config)
+    task, folder = the_task(config), output_folder(config)
     try:
         with as_run_error(ImportError):
             plotting.check_figures()
@@ -83,7 +87,6 @@ def main(argv: list[str]) -> None:
         raise
     except ValueError as error:
         raise UsageError(f"--workdir: {error}") from error
-    folder = Path(config.output or Path(config.workdir) / "use").expanduser()
     key = jax.random.key(config.seed)
     if task == "samples":
         sample(run, key, config.samples or 0, made(folder))
@@ -92,7 +95,7 @@ def main(argv: list[str]) -> None:
         reconstruct(run, images, made(folder))
     elif task == "scores":
         images = images_of_file(run, task, config.scores or "")
-        score(run, images, key, config.nll_samples or 128, made(folder))
+        score(run, images, config.nll_samples or run.config["nll_samples"], made(folder))
     else:
         data = images_of_run(run, config)
         if task == "interpolate":
@@ -120,8 +123,15 @@ def the_task(config: Config) -> str:
     return named[0]
 
 
+def output_folder(config: Config) -> Path:
+    """The folder for what is written; a bucket's address is not one."""
+    if config.output and "://" in config.output:
+        raise UsageError(f"--output must be a folder of this machine; got {config.output}")
+    return Path(config.output or Path(config.workdir) / "use").expanduser()
+
+
 def made(folder: Path) -> Path:
-    """The folder, there."""
+    """Makes the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -133,7 +143,7 @@ def images_of_file(run: Run, name: str, place: str) -> np.ndarray:
     """``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8 of the run's size."""
     warnings.filterwarnings("ignore", message=re.escape(NEARLY_BLACK))  # read_images tells that it is
     try:
-        return read_images(place, run.vae.image_shape, warn)
+        return read_images(place, run.image_shape, warn)
     except DataError as error:
         raise UsageError(f"--{name}: {error}") from error
 
@@ -196,45 +206,58 @@ def save_rows(path: Path, columns: Mapping[str, Any]) -> None:
         writer.writerows(zip(*(np.asarray(values).tolist() for values in columns.values()), strict=True))
 
 
+def unused(folder: Path, name: str, *endings: str) -> str:
+    """``name``, or the first of ``name-2``, ``name-3``, ... of which there is no file with one of the endings."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(one for one in names if not any((folder / f"{one}{ending}").exists() for ending in endings))
+
+
+def nats_of(run: Run) -> str:
+    """What the nats of a run are nats of."""
+    return measured(run.config["likelihood"], run.binarization)
+
+
 def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
     """Pixel means decoded from the prior."""
     drawn = np.asarray(run.sample(key, count))
-    save_arrays(folder / "samples.npz", samples=drawn)
+    name = unused(folder, "samples", ".npz", ".png")
+    save_arrays(folder / f"{name}.npz", samples=drawn)
     columns = max(1, math.isqrt(min(count, 400)))
     title = f"Pixel means decoded from the prior{NO_KL * (run.config['objective'] == 'reconstruction')}"
     page = plotting.image_grid(drawn[:400], columns=columns, title=title)
-    save_figure(folder / "samples.png", page)
+    save_figure(folder / f"{name}.png", page)
 
 
 def reconstruct(run: Run, images: np.ndarray, folder: Path) -> None:
     """Images above what is decoded from their posteriors' means."""
     decoded = np.asarray(run.reconstruct(images))
-    save_arrays(folder / "reconstructions.npz", images=images, reconstructions=decoded)
+    name = unused(folder, "reconstructions", ".npz", ".png")
+    save_arrays(folder / f"{name}.npz", images=images, reconstructions=decoded)
     rows = {"original": images[:PICTURED] / 255.0, "reconstruction": decoded[:PICTURED]}
     of = f" (the first {PICTURED} of {len(images)})" if len(images) > PICTURED else ""
-    save_figure(folder / "reconstructions.png", plotting.image_rows(rows, title=f"Images and reconstructions{of}"))
+    save_figure(folder / f"{name}.png", plotting.image_rows(rows, title=f"Images and reconstructions{of}"))
 
 
 def interpolate(run: Run, data: Dataset, chosen: np.ndarray, folder: Path) -> None:
     """Two test images and the pictures between them, in z_0 and in z_K."""
     test = evaluation.fixed_images(data.x_test[chosen], data.test_index[chosen], "test", run.binarization)
-    lines = latent.interpolate(run.vae, run.params, test.pixels[:1], test.pixels[1:], latent_pages.STEPS)
-    save_arrays(folder / "interpolation.npz", images=test.pixels, z_0=lines.base[0], z_K=lines.code[0])
     title = f"Pixel means on straight lines between test images {chosen[0]} and {chosen[1]} of {data.name}"
-    page = latent_pages.interpolation_page(run.vae, lines, test.pixels[:1], test.pixels[1:], title)
-    save_figure(folder / "interpolation.png", page)
+    page, lines = draw_interpolations(run.model, test.pixels[:1], test.pixels[1:], title)
+    name = unused(folder, "interpolation", ".npz", ".png")
+    save_arrays(folder / f"{name}.npz", images=test.pixels, z_0=lines.base[0], z_K=lines.code[0])
+    save_figure(folder / f"{name}.png", page)
 
 
-def score(run: Run, images: np.ndarray, key: jax.Array, samples: int, folder: Path) -> None:
-    """Free energy and importance-sampled NLL of each image."""
-    figures = {
-        "free_energy": np.asarray(run.free_energy(images, key)),
-        "nll": np.asarray(run.nll(images, key, samples)),
-    }
-    save_rows(folder / "scores.csv", {"index": np.arange(len(images)), **figures})
+def score(run: Run, images: np.ndarray, samples: int, folder: Path) -> None:
+    """Free energy and importance-sampled NLL of each image, drawn as an image of its place in the test set is."""
+    test = evaluation.fixed_images(images, np.arange(len(images)), "test", run.binarization)
+    found = evaluation.evaluate(run.model, test, nll_samples=samples)
+    figures = {"free_energy": found.free_energy, "nll": found.nll}
+    name = unused(folder, "scores", ".csv", ".json")
+    save_rows(folder / f"{name}.csv", {"index": np.arange(len(images)), **figures})
     summary = {"images": len(images), **means_and_errors(figures)}
-    write_json(folder / "scores.json", {**summary, "nll_samples": samples, "binarization": run.binarization})
-    print(f"nats are of {measured(run.vae.likelihood, run.binarization)}")
+    write_json(folder / f"{name}.json", {**summary, "nll_samples": samples, "binarization": run.binarization})
+    print(f"nats are of {nats_of(run)}")
     print_table({"all": summary}, ("images", "free_energy", "nll"))
 
 
@@ -246,19 +269,20 @@ def find_gap(run: Run, data: Dataset, count: int, settings: Settings, folder: Pa
     with Progress(count, "image") as progress:
         for start in range(0, count, CHUNK):
             batch = jax.tree.map(lambda leaf, start=start: leaf[start : start + CHUNK], test)
-            found = gap_of_images(run.vae, run.params, batch, settings)
+            found = gap_of_images(run.model, batch, settings)
             parts.append(jax.tree.map(np.asarray, found))
             progress.update(start + len(parts[-1].nll), {"gap": float(np.mean(parts[-1].encoder - parts[-1].nll))})
     each = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     summary = summarise(each)
     labels = {} if data.y_test is None else {"label": data.y_test[rows]}
     figures = {"amortisation": each.amortisation, "approximation": each.approximation}
-    save_rows(folder / "gap.csv", {"index": data.test_index[rows], **labels, **each._asdict(), **figures})
-    setting = {"dataset": data.name, "binarization": run.binarization, "flows": run.vae.flow_length}
-    write_json(folder / "gap.json", {**setting, **summary, "settings": settings._asdict()})
-    layers = f"{run.vae.flow_length} layers each" if run.vae.flow_length else "own family"
+    name = unused(folder, "gap", ".csv", ".json")
+    save_rows(folder / f"{name}.csv", {"index": data.test_index[rows], **labels, **each._asdict(), **figures})
+    setting = {"dataset": data.name, "binarization": run.binarization, "flows": run.config["flows"]}
+    write_json(folder / f"{name}.json", {**setting, **summary, "settings": settings._asdict()})
+    layers = f"{run.config['flows']} layers each" if run.config["flows"] else "own family"
     table = {"encoder": summary["encoder"], layers: summary["own_family"], "factorised": summary["factorised"]}
-    nats = f"nats of {measured(run.vae.likelihood, run.binarization)}, {count} test images of {data.name}"
+    nats = f"nats of {nats_of(run)}, {count} test images of {data.name}"
     print(f"{nats}; the approximation gap is to -log p(x):")
     print_table({**table, "-log p(x)": {"free_energy": summary["nll"], "free_energy_se": summary["nll_se"]}}, COLUMNS)
 

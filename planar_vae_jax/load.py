@@ -1,83 +1,160 @@
-"""A trained model, ready to use: ``load_run(workdir)`` opens the folder of a run of ``experiments.mnist``.
+"""A trained model, ready to use: ``load_run(workdir)`` opens the folder of a run.
 
-run = load_run("runs/mnist-flows=5-seed=0")
-pictures = run.reconstruct(images)              # images [N, H, W], uint8 0..255 or float 0..1
-pictures = run.sample(jax.random.key(0), 64)    # [64, H, W] in 0..1
+    run = load_run("runs/mnist-flows=5-seed=0")
+    pictures = run.reconstruct(images)              # images [N, H, W], uint8 0..255 or float 0..1
+    pictures = run.sample(jax.random.key(0), 64)    # [64, H, W] in 0..1
+
+For a run of another experiment, ``load_run(workdir, build=build)`` takes a function that makes its model:
+
+    def build(flags, image_shape):                  # the flags of the run, by name
+        return VAE(MyEncoder(image_shape, rngs=nnx.Rngs(0)), ...)
 """
 
 import dataclasses
 import functools
 import json
-import math
 import operator
 import os
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from planar_vae_jax.analysis import evaluation
+from planar_vae_jax.analysis.evaluation import BATCH, Images
 from planar_vae_jax.vae import objectives
-from planar_vae_jax.vae.likelihoods import default_binarization
-from planar_vae_jax.vae.model import CHOICES, VAE
+from planar_vae_jax.vae.likelihoods import Bernoulli
+from planar_vae_jax.vae.model import VAE
+from planar_vae_jax.vae.objectives import Model
 
 Array = jax.Array | np.ndarray
+Build = Callable[[Mapping[str, Any], tuple[int, ...]], Model]  # (flags, image_shape) -> a module
 NEARLY_BLACK = "uint8 images are 0 to 255, and these are 0 and 1; multiply them by 255 if 1 was meant as white"
+_SLACK = 1e-6  # beyond 0..1, what rounding adds to black and white
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained VAE as functions on batches of images.
+    """A trained VAE as functions on images.
 
-    Images are ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 0..255 or float 0..1,
-    and are binarised as in training; pictures are pixel means of that shape in 0..1; ``z`` is ``[N, L]``; figures are
-    ``[N]`` in nats, of what :func:`planar_vae_jax.vae.likelihoods.measured` says.
-    What is drawn for image i follows from the key and from i.
+    Images are ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 in 0..255 or floats in
+    0..1, and are binarised as in training. Pictures are pixel means of that shape in 0..1, ``z`` is ``[N, L]``, and
+    figures are ``[N]`` in nats of what :func:`planar_vae_jax.vae.likelihoods.measured` says. The draws for image i
+    follow from the key and from i.
+
+    All methods compute 1000 images at a time, so memory grows with the images and the results alone.
 
     Raises:
-        ValueError: (every method) for images or ``z`` of another shape or scale, or a number that is none.
+        ValueError: (every method) for images or ``z`` of another shape, dtype or range, or for a number that is not a
+            whole number in its range.
     """
 
-    config: dict[str, Any]  # every flag of the run
-    params: Any = dataclasses.field(repr=False)  # a pytree
-    vae: VAE  # the architecture: vae.bind(params) is the model itself
+    config: Mapping[str, Any]  # every flag of the run
+    model: Model = dataclasses.field(repr=False)  # a VAE
     step: int  # of the checkpoint
-    binarization: str
+    binarization: str  # one of BINARIZATIONS
+    image_shape: tuple[int, ...] = ()  # (H, W) or (H, W, C); (): as the model's encoder says
+
+    def __post_init__(self) -> None:
+        if not self.image_shape:
+            encoder: Any = getattr(self.model, "encoder", None)
+            object.__setattr__(self, "image_shape", tuple(encoder.image_shape))
 
     def encode(self, images: Array, key: jax.Array) -> jax.Array:
         """One sample ``z_K ~ q(z|x)`` for each image."""
-        return _encode(self.vae, self.params, self._draw(images, key))
+        return self._map(_codes, images, key)
 
     def decode(self, z: Array) -> jax.Array:
         """Pictures of ``z``."""
-        z = jnp.asarray(z, self.vae.dtype)
-        if z.ndim != 2 or z.shape[1] != self.vae.latent:
-            raise ValueError(f"z must be [N, {self.vae.latent}], as the run was trained; got {list(z.shape)}")
-        return _decode(self.vae, self.params, z)
+        like = evaluation.abstract_posterior(self.model, self.image_shape).mean
+        z = np.asarray(z, like.dtype)
+        if z.ndim != 2 or z.shape[1] != like.shape[-1]:
+            raise ValueError(f"z must be [N, {like.shape[-1]}], as the run was trained; got {list(z.shape)}")
+        return _joined(_decode(self.model, z[rows]) for rows in _batches(len(z)))[: len(z)]
 
     def reconstruct(self, images: Array) -> jax.Array:
-        """Pictures decoded from the posterior's mean sent through the flow; binarised by a fixed key."""
-        return evaluation.reconstruct(self.vae, self.params, self._draw(images, evaluation.fixed_key()).pixels)
+        """Pictures decoded from the mean of each posterior, sent through the flow; binarised by a fixed key."""
+        return self._map(_reconstruct, images, evaluation.fixed_key())
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """``n`` pictures decoded from the prior."""
-        n = _whole_number("n", n, at_least=0)
-        return evaluation.sample_prior(self.vae, self.params, key, n)
+        """``n`` pictures decoded from the prior; the first are the same for every ``n``."""
+        n, key = _whole_number("n", n, at_least=0), objectives.typed_key(key)
+        like = evaluation.abstract_posterior(self.model, self.image_shape).mean
+        parts = (_sample(self.model, _index(rows), key, like.shape[-1], like.dtype) for rows in _batches(n))
+        return _joined(parts)[:n]
 
     def free_energy(self, images: Array, key: jax.Array) -> jax.Array:
-        """Free energy of each image, one sample each."""
-        return evaluation.free_energy_terms(self.vae, self.params, self._draw(images, key)).free_energy
+        """Free energy of each image, with one sample of each."""
+        return self._map(_free_energy, images, key)
 
     def nll(self, images: Array, key: jax.Array, samples: int = 128) -> jax.Array:
         """``-log p(x)`` of each image by importance sampling."""
-        samples, drawn = _whole_number("samples", samples, at_least=1), self._draw(images, key)
-        return evaluation.marginal_likelihood(self.vae, self.params, drawn, samples=samples).nll
+        samples = _whole_number("samples", samples, at_least=1)
+        return self._map(functools.partial(_nll, samples=samples), images, key)
 
-    def _draw(self, images: Array, key: jax.Array) -> evaluation.Images:
-        return _draw(jnp.asarray(_as_uint8(images, self.vae.image_shape)), key, self.binarization)
+    def _map(self, function: Callable[[Model, Images], jax.Array], images: Array, key: jax.Array) -> jax.Array:
+        """``function`` of binarised images, batch by batch."""
+        pixels, key = _as_uint8(images, self.image_shape), objectives.typed_key(key)
+        parts = (
+            function(self.model, _draw(pixels[rows], _index(rows), key, self.binarization))
+            for rows in _batches(len(pixels))
+        )
+        return _joined(parts)[: len(pixels)]
+
+
+def _batches(size: int) -> Iterator[np.ndarray]:
+    """Rows of each batch; the last batch is filled up with the first rows, so that all have one shape."""
+    batch = max(1, min(size, BATCH))
+    for start in range(0, max(1, size), batch):
+        yield (start + np.arange(batch)) % size if size else np.arange(0)
+
+
+def _index(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.uint32)
+
+
+def _joined(parts: Iterator[jax.Array]) -> jax.Array:
+    """Parts that are computed one after the other, as one array."""
+    return jnp.asarray(np.concatenate([np.asarray(part) for part in parts]))
+
+
+@functools.partial(jax.jit, static_argnames="binarization")
+def _draw(pixels: jax.Array, index: jax.Array, key: jax.Array, binarization: str) -> Images:
+    return evaluation.draw_images(pixels, jax.vmap(lambda i: jax.random.fold_in(key, i))(index), binarization)
+
+
+@jax.jit
+def _codes(model: Model, images: Images) -> jax.Array:
+    posterior = model.encode(evaluation.unit_pixels(images.pixels))
+    return posterior.transform(objectives.noise(images.keys, posterior.mean))[0]
+
+
+@jax.jit
+def _decode(model: Model, z: jax.Array) -> jax.Array:
+    return evaluation.pictures(model, z)
+
+
+def _reconstruct(model: Model, images: Images) -> jax.Array:
+    return evaluation.reconstruct(model, images.pixels)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "dtype"))
+def _sample(model: Model, index: jax.Array, key: jax.Array, size: int, dtype: Any) -> jax.Array:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return evaluation.pictures(model, jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys))
+
+
+def _free_energy(model: Model, images: Images) -> jax.Array:
+    return evaluation.free_energy_terms(model, images).free_energy
+
+
+def _nll(model: Model, images: Images, samples: int) -> jax.Array:
+    return evaluation.marginal_likelihood(model, images, samples=samples).nll
 
 
 def _whole_number(name: str, value: int, *, at_least: int) -> int:
@@ -101,112 +178,116 @@ def _as_uint8(images: Array, shape: tuple[int, ...]) -> np.ndarray:
         if np.max(images, initial=0) == 1:
             warnings.warn(NEARLY_BLACK, stacklevel=4)
         return images
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jnp.issubdtype(images.dtype, jnp.floating):  # bfloat16 is a floating dtype for JAX, not for NumPy
         raise ValueError(f"images must be uint8 (0 to 255) or float (0 to 1); got {images.dtype}")
-    if not (images.size == 0 or (np.min(images) >= 0.0 and np.max(images) <= 1.0)):  # NaN is refused too
-        raise ValueError(f"images of floats must lie in 0 to 1; got {np.min(images):g} to {np.max(images):g}")
-    return np.round(255.0 * images).astype(np.uint8)
+    if not images.size:
+        return np.zeros(images.shape, np.uint8)
+    low, high = float(np.min(images)), float(np.max(images))
+    if not (low >= -_SLACK and high <= 1.0 + _SLACK):  # NaN is refused too
+        raise ValueError(f"images of floats must lie in 0 to 1; got {low:.9g} to {high:.9g}")
+    return np.clip(np.round(255.0 * images.astype(np.float32)), 0.0, 255.0).astype(np.uint8)
 
 
-@functools.partial(jax.jit, static_argnames="binarization")
-def _draw(pixels: jax.Array, key: jax.Array, binarization: str) -> evaluation.Images:
-    return evaluation.draw_images(pixels, jax.random.split(objectives.typed_key(key), len(pixels)), binarization)
+# --- From a folder
 
 
-@functools.partial(jax.jit, static_argnames="vae")
-def _encode(vae: VAE, params: Any, images: evaluation.Images) -> jax.Array:
-    posterior = vae.bind(params).encode(evaluation.unit_pixels(images.pixels))
-    return posterior.transform(objectives.noise(images.keys, posterior.mean))[0]
+def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest", build: Build | None = None) -> Run:
+    """Opens the trained model of a run; reads only, also while the run is in progress.
 
-
-@functools.partial(jax.jit, static_argnames="vae")
-def _decode(vae: VAE, params: Any, z: jax.Array) -> jax.Array:
-    return evaluation.pictures(vae.bind(params), z)
-
-
-def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest") -> Run:
-    """The trained model of a run; reads only, also beside a running process.
-
-    A damaged checkpoint that ``"latest"`` passes over is a warning.
+    A warning names each damaged checkpoint that ``"latest"`` skips.
 
     Args:
-        workdir: the folder that ``python -m experiments.mnist --workdir=...`` wrote.
-        checkpoint: ``"latest"``, or ``"best"``: the lowest validation loss (``--validation``).
+        workdir: the folder of the run.
+        checkpoint: ``"latest"``, or ``"best"``: the lowest validation loss.
+        build: ``build(flags, image_shape) -> module`` makes the model of an experiment of one's own, of the shapes that
+            were trained; its values do not matter. The default makes the model of ``experiments.mnist``.
+
+    Returns:
+        The run. Its binarisation is the flag ``binarization``; for a run without this flag it is ``"dynamic"`` if the
+        likelihood is a Bernoulli, and otherwise ``"none"``.
 
     Raises:
-        ValueError: there is no such run, it is no VAE, or it has no such checkpoint.
-        planar_vae_jax.runs.reading.CheckpointError: there is no such checkpoint, or it is damaged.
+        ValueError: if the folder is not that of such a run, or its parameters are not those of the model.
+        planar_vae_jax.runs.reading.CheckpointError: if there is no such checkpoint, or it is damaged.
     """
-    from planar_vae_jax.runs import leaves, reading
-
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint must be 'latest' or 'best'; got {checkpoint!r}")
     try:
         folder = Path(workdir).expanduser()
-    except RuntimeError as error:  # a ~user that there is not
+    except RuntimeError as error:  # an unknown ~user
         raise ValueError(f"workdir must be the folder of a run; got {workdir!s} ({error})") from None
-    stored = _read_config(folder)
+    stored = _read_config(folder, None if build else "mnist")
+    flags, image_shape = stored["flags"], tuple(stored["data"]["image_shape"])
+    make = build or model_from_flags
     try:
-        found = reading.read_checkpoint(
-            folder / "checkpoints",
-            checkpoint,
-            warn=lambda line: warnings.warn(line, stacklevel=2),
-            check=reading.check_finite,
-        )
-    except reading.NoCheckpointError as error:
-        hint = (
-            "; only a run with --validation, or with validation images, has a best one" if checkpoint == "best" else ""
-        )
-        raise reading.NoCheckpointError(f"{error}{hint}") from None
-    flags = stored["flags"]
-    image_shape = _image_shape(stored, found.leaves)
-    try:
-        vae = vae_from_flags(flags, image_shape)
-        binarization = flags["binarization"] or default_binarization(vae.likelihood, flags["objective"])
+        like = jax.eval_shape(lambda: make(flags, image_shape))
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a run (no flag {error})") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a run ({error})") from None
-    try:
-        params = leaves.fill_params(found.leaves, jax.eval_shape(vae.init, jax.random.key(0)))
-    except ValueError as error:
-        raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None
-    return Run(flags, params, vae, found.step, binarization)
+    model, step = _read_model(folder, checkpoint, like)
+    dynamic = isinstance(model.likelihood, Bernoulli)
+    return Run(flags, model, step, flags.get("binarization") or ("dynamic" if dynamic else "none"), image_shape)
 
 
-def vae_from_flags(flags: dict[str, Any], image_shape: tuple[int, ...]) -> VAE:
-    """The architecture that the flags of ``experiments.mnist`` name; flags newer than the run are at their defaults."""
-    names = {"latent": "latent", "hidden": "hidden", "flow_length": "flows", "amortized": "amortized", "h": "h"}
-    newer = {name: flags[name] for name in CHOICES if name in flags}
-    return VAE(image_shape, **{field: flags[flag] for field, flag in names.items()}, **newer)
+def model_from_flags(flags: Mapping[str, Any], image_shape: tuple[int, ...], key: jax.Array | None = None) -> VAE:
+    """The model that the flags of ``experiments.mnist`` describe.
+
+    Args:
+        flags: by name.
+        image_shape: ``(H, W)`` or ``(H, W, C)``.
+        key: of the initial parameters; default: a fixed one.
+
+    Raises:
+        KeyError: if a flag is missing.
+        ValueError: if a flag has a value that no model has.
+    """
+    names = ("latent", "amortized", "posterior", "h", "likelihood", "precision")
+    options = {name: flags[name] for name in names} | {"flow_length": flags["flows"]}
+    rngs = nnx.Rngs(jax.random.key(0) if key is None else key)
+    if flags["encoder"] == "conv":
+        return VAE.conv(image_shape, **options, rngs=rngs)
+    return VAE.mlp(image_shape, hidden=flags["hidden"], layers=flags["layers"], **options, rngs=rngs)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, wanted: str | None) -> dict[str, Any]:
+    """The content of ``config.json``, of a run of experiment ``wanted`` (None: of any)."""
     from planar_vae_jax.runs.config import LAYOUT
 
     path = folder / "config.json"
     try:
-        stored = json.loads(path.read_bytes())
-        experiment, _ = stored["experiment"], stored["flags"].keys()
+        stored: dict[str, Any] = json.loads(path.read_bytes())
+        layout, experiment, _ = stored.get("layout", 1), stored["experiment"], stored["flags"].keys()
     except FileNotFoundError:
         raise ValueError(f"{folder} must be the folder of a run; it has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the config of a run ({error})") from None
-    if stored.get("layout", 1) > LAYOUT:
-        raise ValueError(f"{path} is of a newer version of planar_vae_jax (layout {stored['layout']}, not {LAYOUT})")
-    if experiment != "mnist":
+    if layout != LAYOUT:
+        raise ValueError(f"{path} is of another version of planar_vae_jax (layout {layout}; this version: {LAYOUT})")
+    if wanted is not None and experiment != wanted:
         inside = "; its runs lie in flows=K-seed=S inside" if experiment == "flow_length" else ""
-        raise ValueError(f"{folder} must be a run of experiments.mnist; it is one of experiments.{experiment}{inside}")
+        hint = inside or ", which needs build=a function of its flags that makes its model"
+        raise ValueError(f"{folder} must be a run of experiments.{wanted}; it is one of experiments.{experiment}{hint}")
+    if not isinstance(stored.get("data"), dict) or not stored["data"].get("image_shape"):
+        raise ValueError(f"{path} does not say the shape of the images that the run was trained on")
     return stored
 
 
-def _image_shape(stored: dict[str, Any], leaves: dict[str, np.ndarray]) -> tuple[int, ...]:
-    data = stored.get("data")
-    if isinstance(data, dict) and data.get("image_shape"):
-        return tuple(data["image_shape"])
-    # Version 0.1 did not write it: square images, as far as one can tell.
-    pixels = next((array.size for name, array in leaves.items() if "params['decode']['logits']['bias']" in name), 0)
-    side = math.isqrt(pixels)
-    if side * side != pixels or not pixels:
-        raise ValueError(f"the run does not tell the shape of its images, and {pixels} pixels are no square")
-    return side, side
+def _read_model(folder: Path, checkpoint: str, like: Any) -> tuple[Any, int]:
+    """The module ``like``, whose leaves are shapes, filled with the stored parameters; the step of the checkpoint."""
+    from planar_vae_jax.runs import leaves, reading
+
+    try:
+        found = reading.read_checkpoint(
+            folder / "checkpoints",
+            checkpoint,
+            warn=lambda line: warnings.warn(line, stacklevel=3),
+            check=reading.check_finite,
+        )
+    except reading.NoCheckpointError as error:
+        hint = "; only a run with validation images has a best one" if checkpoint == "best" else ""
+        raise reading.NoCheckpointError(f"{error}{hint}") from None
+    try:
+        return leaves.fill_params(found.leaves, like), found.step
+    except ValueError as error:
+        raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None

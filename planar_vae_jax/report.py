@@ -1,87 +1,262 @@
-"""The pages that a VAE's run draws, each given to a function that saves it under a name."""
+"""What a run of a VAE writes at its end: the figures of ``summary.json``, the table that is printed, and the pictures.
 
-from collections.abc import Callable
-from typing import Any
+    results = report.collect_results(model, figures, test, labels, nll_samples=128)    # figures of all test images
+    report.draw_run(save, model, data, test, results, lines, split="test", title=title, objective="elbo")
+    run.finish(report.summary(results, lines, data, {...}))
+    report.print_results(results)
 
+A new figure of ``summary.json`` and of every table is an entry of :func:`collect_results`; a new picture is a call in
+:func:`draw_run`. Below are the pictures that compare the models of a sweep.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from planar_vae_jax import plotting
-from planar_vae_jax.analysis import evaluation
+from planar_vae_jax.analysis import evaluation, latent
 from planar_vae_jax.analysis.evaluation import Figures, Images
+from planar_vae_jax.analysis.true_posterior import posterior_grid
 from planar_vae_jax.data import Dataset, examples
 from planar_vae_jax.data.streamed import Streamed
-from planar_vae_jax.report_latent import draw_latent_space
-from planar_vae_jax.vae.model import VAE
+from planar_vae_jax.flows.distribution import PlanarFlow
+from planar_vae_jax.runs.console import print_table
+from planar_vae_jax.statistics import with_error
+from planar_vae_jax.vae.objectives import Model
 
+SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 NO_KL = "\nno KL term was trained, so the prior is not where the codes are"
-SaveFigure = Callable[[str, Any], object]  # (file name, matplotlib Figure), as ``RunFolder.save_figure``
+SaveFigure = Callable[[str, Figure], object]  # (file name, figure), as ``RunFolder.save_figure``
+
+_ROWS = 4  # images, or pairs of images, on a page of the latent space
+STEPS = 9  # pictures between two images
+_COORDINATES = 8  # of the code on a page
+_VALUES = np.linspace(-3.0, 3.0, 13)  # that a coordinate of the code is set to
+_PRIOR_PICTURES = 100
+
+
+# --- Figures
+
+
+class Results(NamedTuple):
+    """Figures of a model on its test images."""
+
+    figures: Figures  # of each image
+    overall: dict[str, float | None]  # mean and standard error of each figure over all images
+    by_class: dict[str, dict[str, Any]]  # label -> the same, and the number of "images"; empty without labels
+    course: dict[str, dict[str, Any]]  # NLL by the number of importance samples
+    units: dict[str, Any]  # what each latent dimension carries (``latent.active_units``)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the figures in tables."""
+        return (*SHOWN, *(name for name in ("bits_per_dim",) if name in self.overall))
+
+
+def collect_results(
+    model: Model,
+    figures: Figures,
+    test: Images | Streamed,
+    labels: np.ndarray | None,
+    *,
+    nll_samples: int,
+    bits_of: int | None = None,
+) -> Results:
+    """Means, errors and latent units of the test images.
+
+    Args:
+        model: a VAE.
+        figures: of each image, by :func:`planar_vae_jax.analysis.evaluation.evaluate`.
+        test: the images.
+        labels: ``[N]``, or None.
+        nll_samples: with which ``figures`` was computed.
+        bits_of: the number of pixels times channels of an image, to give its NLL in bits too; None where nats are not
+            those of uint8 images.
+    """
+    overall, by_class = evaluation.means(figures), evaluation.means_by_class(figures, labels)
+    if bits_of is not None:
+        overall = evaluation.with_bits_per_dim(overall, bits_of)
+        by_class = {label: evaluation.with_bits_per_dim(row, bits_of) for label, row in by_class.items()}
+    units = latent.active_units(latent.latent_units(model, test))
+    return Results(figures, overall, by_class, evaluation.nll_by_samples(figures, nll_samples), units)
+
+
+def summary(
+    results: Results, lines: Sequence[Mapping[str, Any]], data: Dataset, flags: Mapping[str, Any], *, seconds: float
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+        results: of the test images.
+        lines: of ``metrics.jsonl``, one an epoch.
+        data: what the run was trained on.
+        flags: what identifies the run, such as ``"flows"`` and ``"binarization"``.
+        seconds: that the run has taken.
+    """
+    return {
+        "dataset": data.name,
+        "source": data.source,
+        "epochs": len(lines),
+        **flags,
+        "train_images": len(data.x_train),
+        "validation_images": 0 if data.x_valid is None else len(data.x_valid),
+        "test_images": len(data.x_test),
+        "train": {
+            "first_loss": lines[0].get("first_train_loss"),
+            "final_loss": lines[-1].get("train_loss"),
+            "final_loss_se": lines[-1].get("train_loss_se"),
+        },
+        "test": results.overall,
+        **results.course,
+        "per_class": results.by_class,
+        "active_units": results.units,
+        "seconds_per_epoch": float(np.median([line["seconds"] for line in lines if line])),
+        "seconds": seconds,
+    }
+
+
+def print_results(results: Results) -> None:
+    """Prints the table of figures over all images and by class, then the NLL by samples and the active units."""
+    images = len(results.figures.free_energy)
+    print_table({"all": {"images": images, **results.overall}, **results.by_class}, results.shown)
+    nll, error = results.course["nll_by_samples"], results.course["nll_by_samples_se"]
+    print(f"nll by {', '.join(nll)} samples: {', '.join(with_error(nll[s], error[s]) for s in nll)}")
+    units = results.units
+    print(f"active units: {units['count']} of {units['of']} (the mean of z_K varies by more than {units['threshold']})")
+
+
+# --- Words
 
 
 def describe(
     name: str,
+    *,
     binarization: str,
-    vae: VAE,
+    channels: int,
+    flows: int,
     epochs: int,
-    objective: str,
-    classes: tuple[int, ...] | None,
+    likelihood: str = "bernoulli",
+    encoder: str = "mlp",
+    layers: int = 1,
+    posterior: str = "diagonal",
+    amortized: bool = False,
+    h: str = "tanh",
+    objective: str = "elbo",
+    classes: Sequence[int] | None = None,
     binary: bool = False,
 ) -> str:
-    """What tells this run's figures from another's; ``binary``: the images were that before."""
+    """One line for titles: the data set and the settings by which the figures of this run differ from another's.
+
+    Args:
+        name: of the data set.
+        channels: of an image, 1 for grey levels.
+        binary: whether the images were binary before ``binarization``.
+        binarization, flows, epochs, likelihood, encoder, layers, posterior, amortized, h, objective, classes: the flags
+            of ``experiments.mnist``.
+    """
     parts = [
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
-        _pixels(vae, binarization, objective, binary),
-        *(["gated convolutions"] if vae.encoder == "conv" else ["two hidden layers"] if vae.layers == 2 else []),
-        *(["full covariance"] if vae.posterior == "full" else []),
-        f"K = {vae.flow_length}{' amortised' * vae.amortized}{f' {vae.h}' * (vae.h != 'tanh')}",
+        _pixels(binarization, channels, likelihood, objective, binary),
+        *(["gated convolutions"] if encoder == "conv" else ["two hidden layers"] if layers == 2 else []),
+        *(["full covariance"] if posterior == "full" else []),
+        f"K = {flows}{' amortised' if amortized else ''}{f' {h}' if h != 'tanh' else ''}",
         *({"reconstruction": ["squared error, no KL"], "iwae": ["importance-weighted"]}.get(objective, [])),
-        f"{epochs} epoch{'s' * (epochs > 1)}",
+        f"{epochs} epoch{'' if epochs == 1 else 's'}",
     ]
     return ", ".join(parts)
 
 
 def binarized(binarization: str, binary: bool) -> str:
-    """How images became binary; ``binary``: they were that before, and a draw changes nothing."""
+    """How images become binary, for titles; ``binary``: they were binary before, and a draw changes nothing."""
     return "binary images" if binary else f"{binarization} binarisation"
 
 
-def _pixels(vae: VAE, binarization: str, objective: str, binary: bool) -> str:
+def binarization_note(binarization: str, binary: bool) -> str | None:
+    """One line for the start of a run that says what is done to grey images; None if nothing is done to them."""
+    if binary or binarization == "none":
+        return None
+    ways = {
+        "dynamic": "each pixel is 1 with probability level/255, drawn anew at every visit",
+        "static": "each pixel is 1 with probability level/255, drawn once",
+        "threshold": "pixels of at least 128 are 1, the others 0",
+    }
+    return f"grey images are binarised: {ways[binarization]} (--binarization={binarization})"
+
+
+def _pixels(binarization: str, channels: int, likelihood: str, objective: str, binary: bool) -> str:
     if binarization != "none":
         return binarized(binarization, binary)
-    levels = "grey levels" if vae.channels == 1 else "colours"
+    levels = "grey levels" if channels == 1 else "colours"
     cross_entropy = " (cross-entropy, no likelihood)" if objective != "reconstruction" else ""
     likelihoods = {"bernoulli": cross_entropy, "logistic": " by a discretised logistic", "gaussian": " by a density"}
-    return levels + likelihoods[vae.likelihood]
+    return levels + likelihoods.get(likelihood, f" by {likelihood}")
 
 
-def draw_pages(
-    save: SaveFigure, vae: VAE, params: Any, data: Dataset, test: Images | Streamed, setting: str, objective: str
+# --- Pictures of a run
+
+
+def draw_run(
+    save: SaveFigure,
+    model: Model,
+    data: Dataset,
+    test: Images | Streamed,
+    results: Results,
+    lines: Sequence[Mapping[str, Any]],
+    *,
+    split: str,
+    title: str,
+    objective: str,
 ) -> None:
-    """Figures 3 and 4 of the paper, samples from the prior, and the pages on the latent space."""
+    """Draws every picture of a run and gives each to ``save`` with the name of its file.
+
+    Args:
+        save: such as ``RunFolder.save_figure``.
+        model: a VAE.
+        data: the data set; its test images are shown.
+        test: these, as they are evaluated.
+        results: of the test images.
+        lines: of ``metrics.jsonl``, one an epoch.
+        split: whose loss was computed after each epoch, ``"test"`` or ``"validation"``.
+        title: the settings of the run, for every title (:func:`describe`).
+        objective: one of ``OBJECTIVES``.
+    """
+    draw_images(save, model, data, test, title, objective)
+    draw_latent_space(save, model, data, test, np.asarray(results.units["kl"]), title, objective)
+    draw_losses(save, results, data.y_test, lines, split, title, objective)
+
+
+def draw_images(
+    save: SaveFigure, model: Model, data: Dataset, test: Images | Streamed, title: str, objective: str
+) -> None:
+    """Reconstructions of test images, and samples from the prior (figures 3 and 4 of Xu et al. 2023)."""
     chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
-        "reconstruction": np.asarray(evaluation.reconstruct(vae, params, test.take(chosen).pixels)),
+        "reconstruction": np.asarray(evaluation.reconstruct(model, test.take(chosen).pixels)),
     }
-    title = f"Test images and their reconstructions\n({setting})"
-    save("reconstructions.png", plotting.image_rows(rows, title=title, columns=captions))
-    samples = evaluation.sample_prior(vae, params, evaluation.fixed_key(), 100)
-    title = f"Pixel means decoded from the prior\n({setting})"
+    heading = f"Test images and their reconstructions\n({title})"
+    save("reconstructions.png", plotting.image_rows(rows, title=heading, columns=captions))
+    shape = data.x_test.shape[1:]
+    samples = evaluation.sample_prior(model, shape, evaluation.fixed_key(), _PRIOR_PICTURES)
+    heading = f"Pixel means decoded from the prior\n({title})"
     if objective == "reconstruction":
-        title += NO_KL
-    save("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=title))
-    draw_latent_space(save, vae, params, data, test, setting, objective)
+        heading += NO_KL
+    save("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=heading))
 
 
 def draw_losses(
     save: SaveFigure,
+    results: Results,
     labels: np.ndarray | None,
-    figures: Figures,
-    lines: list[dict[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
     split: str,
-    setting: str,
+    title: str,
     objective: str,
 ) -> None:
-    """Figures 5 and 6 of the paper (loss curves with the first iteration and without), and the test loss by class."""
+    """Loss curves with the first iteration and without, and the test loss by class (figures 5 and 6 of the paper)."""
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
     trained = "importance bound (nats per image)" if objective == "iwae" else label
     curves = {
@@ -93,15 +268,216 @@ def draw_losses(
             (split, "(before, then after each epoch)"),
         )
     }
-    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({setting})", ylabel=trained)
+    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({title})", ylabel=trained)
     save("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"
-        rows = evaluation.means_by_class(figures, labels)
+        rows = results.by_class
         figure = plotting.class_losses(
             {key: row[name] for key, row in rows.items()},
-            title=f"Test loss by class\n({setting})",
+            title=f"Test loss by class\n({title})",
             label=label,
             errors={key: np.nan if row[f"{name}_se"] is None else row[f"{name}_se"] for key, row in rows.items()},
         )
         save("classes.png", figure)
+
+
+# --- Pictures of the latent space
+
+
+def draw_latent_space(
+    save: SaveFigure,
+    model: Model,
+    data: Dataset,
+    test: Images | Streamed,
+    kl: np.ndarray,
+    title: str,
+    objective: str,
+) -> None:
+    """Draws every page on the latent space that the model can have.
+
+    ``posteriors.png`` needs two latent dimensions, a planar flow, and a KL term in the objective: without it q
+    approximates nothing.
+
+    Args:
+        save: such as ``RunFolder.save_figure``.
+        model: a VAE.
+        data: whose test images are shown.
+        test: these, as they are evaluated.
+        kl: ``[L]``, of each latent dimension over all test images, nats (``latent.latent_units``).
+        title: the settings of the run.
+        objective: one of ``OBJECTIVES``.
+    """
+    chosen, names = examples(data)
+    rows = np.unique(np.linspace(0, len(chosen) - 1, _ROWS).round().astype(int))
+    posterior = evaluation.abstract_posterior(model, data.x_test.shape[1:])
+    if len(kl) == 2 and isinstance(posterior, PlanarFlow) and objective != "reconstruction":
+        named = [names[row] for row in rows] if names else []
+        save("posteriors.png", _posteriors(model, test.take(chosen[rows]).pixels, named, title))
+    if len(chosen) > 1:
+        save("interpolations.png", _interpolations(model, posterior, test, chosen, title))
+    largest = np.argsort(-kl, kind="stable")
+    image = test.take(chosen[:1]).pixels[0]
+    save("traversals.png", _traversals(model, posterior, image, largest[:_COORDINATES], kl, title))
+    z = np.asarray(latent.aggregate_posterior(model, test))
+    save("aggregate.png", _aggregate(z, data.y_test, largest, kl, title))
+
+
+def _has_layers(posterior: Any) -> bool:
+    """Whether z_0 and z_K differ."""
+    return not isinstance(posterior, PlanarFlow) or posterior.params.b.shape[-1] > 0
+
+
+def _posteriors(model: Model, pixels: Any, names: list[str], title: str) -> Figure:
+    grids = [posterior_grid(model, image) for image in pixels]
+    heading = "The true posterior p(z|x) of test images and what approximates it (KL to p(z|x) in nats)"
+    if max(grids[0].layers):
+        heading += "; at the right q_k(z|x) after k layers, on a larger square, each in a colour scale of its own"
+    heading += f"\nwhite: p(z|x), around 50 and 95 % of its mass ({title})"
+    return plotting.posterior_rows(np.asarray(pixels) / 255.0, grids, title=heading, names=names)
+
+
+def _interpolations(model: Model, posterior: Any, test: Images | Streamed, chosen: np.ndarray, title: str) -> Figure:
+    pairs = np.stack([chosen, np.roll(chosen, -1)], axis=1)[: len(chosen) if len(chosen) > 2 else 1]
+    pairs = pairs[np.unique(np.linspace(0, len(pairs) - 1, _ROWS).round().astype(int))]
+    heading = f"Pixel means on straight lines between test images, in z_0 and in z_K\n({title})"
+    if not _has_layers(posterior):
+        heading = f"Pixel means on straight lines between test images\n({title})"
+    elif isinstance(posterior, PlanarFlow) and posterior.params.b.ndim > 1:
+        heading += "\nin z_0 the flow's parameters change linearly too, from one image's to the other's"
+    left, right = (test.take(pairs[:, side]).pixels for side in (0, 1))
+    return draw_interpolations(model, left, right, heading)[0]
+
+
+def draw_interpolations(model: Model, left: Any, right: Any, title: str) -> tuple[Figure, latent.Interpolations]:
+    """Rows of pictures between images, which stand at both ends: one row a pair without a flow, otherwise two.
+
+    Args:
+        model: a VAE.
+        left: ``[P, H, W]`` uint8, as they are evaluated.
+        right: the other ends, likewise.
+        title: of the page.
+
+    Returns:
+        The page, and the pictures on it.
+    """
+    lines = latent.interpolate(model, left, right, STEPS)
+    layers, rows = _has_layers(evaluation.abstract_posterior(model, np.shape(left)[1:])), {}
+    for number, (first, last) in enumerate(zip(np.asarray(left) / 255.0, np.asarray(right) / 255.0, strict=True)):
+        for name, line in {"z_0": lines.base, "z_K": lines.code}.items():
+            if name == "z_K" or layers:
+                rows[f"{number + 1}: {name}" if len(left) > 1 else name] = np.stack(
+                    [first, *np.asarray(line[number]), last]
+                )
+    captions = ["image", *(f"{t:g}" for t in np.linspace(0, 1, STEPS)), "image"]
+    return plotting.image_rows(rows, title=title, columns=captions), lines
+
+
+def _traversals(
+    model: Model, posterior: Any, pixels: Any, dimensions: np.ndarray, kl: np.ndarray, title: str
+) -> Figure:
+    values = jnp.asarray(_VALUES, posterior.mean.dtype)
+    moved = np.asarray(latent.traverse(model, pixels, jnp.asarray(dimensions, jnp.int32), values))
+    image = np.asarray(pixels)[None] / 255.0
+    rows = {
+        f"no. {dimension}, KL {kl[dimension]:.2g}": np.concatenate([image, pictures])
+        for dimension, pictures in zip(dimensions, moved, strict=True)
+    }
+    heading = f"A test image's code z_K with one coordinate moved; coordinates of the largest KL (nats)\n({title})"
+    return plotting.image_rows(rows, title=heading, columns=["image", *(f"{value:g}" for value in _VALUES)])
+
+
+def _aggregate(z: np.ndarray, labels: np.ndarray | None, largest: np.ndarray, kl: np.ndarray, title: str) -> Figure:
+    far = latent.distance_from_prior(z)
+    histograms = "" if z.shape[1] == 2 else "coordinates of the largest and of the smallest KL (nats) to the prior\n"
+    heading = (
+        f"Codes z_K of {len(z)} test images, a sample each: the aggregate posterior beside the prior N(0, I)\n"
+        f"{histograms}means {np.min(far.mean):.2f} to {np.max(far.mean):.2f}, variances {np.min(far.variance):.2f} to "
+        f"{np.max(far.variance):.2f}: {far.nats:.2g} nats from the prior as independent normals\n({title})"
+    )
+    if z.shape[1] == 2:
+        return plotting.aggregate_plane(z, labels, title=heading)
+    half = _COORDINATES // 2
+    shown = np.concatenate([largest[:half], largest[half:][-half:]])
+    names = {f"no. {d}, KL {kl[d]:.2g}, mean {far.mean[d]:.2f}, var. {far.variance[d]:.2f}": d for d in shown}
+    return plotting.aggregate_histograms({name: z[:, d] for name, d in names.items()}, title=heading)
+
+
+# --- Pictures of a sweep over flow lengths
+
+# Nats an image on the static binarised MNIST of Larochelle & Murray, in a public reproduction of Rezende & Mohamed
+# (2015): amortised planar flows, 784-400-400 networks, 40 latents, 500,000 updates. Figure -> K -> nats.
+PUBLISHED = {
+    "free_energy": {0: 98.14, 10: 93.48, 20: 92.28, 40: 91.34, 80: 90.86},
+    "nll": {0: 92.58, 10: 88.95, 20: 88.09, 40: 87.45, 80: 87.09},
+}
+_REPRODUCTION = "a reproduction of\nRezende & Mohamed"
+# The flags of what was trained there; how it was optimised may differ.
+_PUBLISHED_SETTING: dict[str, Any] = {
+    "objective": "elbo",
+    "likelihood": "bernoulli",
+    "posterior": "diagonal",
+    "amortized": True,
+    "h": "tanh",
+    "encoder": "mlp",
+    "layers": 2,
+    "hidden": 400,
+    "latent": 40,
+    "classes": None,
+    "each_class": False,
+}
+_PANELS = {
+    "free_energy": "free energy (nats per image)",
+    "nll": "NLL (nats per image)",
+    "squared_error": "squared error per image",
+}
+
+
+def comparable_to_published(flags: Mapping[str, Any], name: str, test_shape: tuple[int, ...]) -> bool:
+    """Whether figures of a run may stand beside the published ones.
+
+    Args:
+        flags: of the run, by name.
+        name: of the data set.
+        test_shape: of all test images.
+    """
+    same = all(flags[flag] == value for flag, value in _PUBLISHED_SETTING.items())
+    return same and name == "binarized_mnist" and test_shape == (10_000, 28, 28)
+
+
+def against_length(rows: Sequence[Mapping[str, Any]], objective: str, title: str, published: bool) -> Figure:
+    """Free energy and NLL against K, or the squared error if that is the objective.
+
+    Args:
+        rows: of :func:`planar_vae_jax.statistics.compare`.
+        objective: one of ``OBJECTIVES``.
+        title: the settings of the sweep.
+        published: whether published figures are drawn beside.
+    """
+    names = ("squared_error",) if objective == "reconstruction" else ("free_energy", "nll")
+    panels = {_PANELS[name]: [row[name] for row in rows] for name in names}
+    beside = {_PANELS[name]: by_k for name, by_k in PUBLISHED.items()}
+    return plotting.against_length(
+        [row["flows"] for row in rows],
+        panels,
+        title=f"What K buys\n({title})",
+        published={_REPRODUCTION: beside} if published else None,
+    )
+
+
+def each_class(models: Sequence[tuple[str, int, Dataset, Model, str]], title: str, *, count: int = 10) -> Figure:
+    """Test images of each class above their reconstructions by the models of their class.
+
+    Args:
+        models: class, K, the images of the class, the model, and its binarisation.
+        title: of the page.
+        count: images of a class, at most.
+    """
+    chosen: dict[str, np.ndarray] = {}
+    for label, flows, data, model, binarization in models:
+        images, index = data.x_test[:count], data.test_index[:count]
+        pixels = evaluation.fixed_images(images, index, "test", binarization).pixels
+        chosen.setdefault(f"{label}: original", images / 255.0)
+        chosen[f"{label}: K = {flows}"] = np.asarray(evaluation.reconstruct(model, pixels))
+    fewest = min(map(len, chosen.values()))
+    return plotting.image_rows({name: pictures[:fewest] for name, pictures in chosen.items()}, title=title)

@@ -1,37 +1,37 @@
-"""Figures of a data set under a trained VAE (estimators: ``objectives``), each image drawn by a key of its own.
+"""Figures of a data set under a trained VAE, in nats an image.
 
-The key of an image follows from the split and the image's index in it alone. So no figure depends on a run's seed (but
-through its parameters), on the number of importance samples, on a batch size or on the generator that a run trained
-with, and the differences between two runs' figures are paired.
+The estimators are those of :mod:`planar_vae_jax.vae.objectives`. What is drawn for an image follows from a key of that
+image, which depends on the split and on the image's index in the split alone (:func:`fixed_images`). So no figure
+depends on the seed of a run (except through the parameters), on the number of importance samples, on a batch size, on
+the number of devices or on the generator used in training, and differences between runs are paired.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
 
 from planar_vae_jax.data.streamed import Streamed, map_ahead
 from planar_vae_jax.statistics import mean_and_error, means_and_errors
 from planar_vae_jax.train import mesh as meshes
 from planar_vae_jax.vae import objectives
 from planar_vae_jax.vae.binarization import binarize_each
-from planar_vae_jax.vae.model import VAE
 
-BATCH = 1000  # images at a time; fixed, so that the last bits of a figure depend on nothing
-DECODED = 16_000  # images decoded at a time for the marginal likelihood, so that memory is bounded
-DECODED_BY_CONVOLUTIONS = 1000  # 64 channels of 28 x 28 pixels are 0.2 MB an image
+BATCH = 1000  # images decoded at a time: a gated convolution keeps 0.2 MB for each of 28 x 28 pixels
 _SPLITS = ("test", "valid", "train")
+_CHUNK = 128  # importance samples of an image at a time
 
 
 class Figures(NamedTuple):
-    """Figures of each image, ``[N]``; nats but for squared error and effective sample size."""
+    """Figures of each image, ``[N]``; nats, except for the squared error and the effective sample size."""
 
     free_energy: np.ndarray
-    nll: np.ndarray
+    nll: np.ndarray  # an estimate of -log p(x) by importance sampling
     reconstruction: np.ndarray
     kl: np.ndarray
     squared_error: np.ndarray
@@ -40,13 +40,13 @@ class Figures(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Images as they are evaluated, and what is drawn for each of them."""
+    """Images as they are evaluated, and the key of each."""
 
-    pixels: jax.Array  # [N, H, W] or [N, H, W, C] uint8; 0 or 255 but for grey levels
-    keys: jax.Array  # [N], of posterior samples
+    pixels: jax.Array  # [N, H, W] or [N, H, W, C] uint8; 0 or 255 unless they are grey levels
+    keys: jax.Array  # [N], of the posterior samples
 
     def take(self, rows: np.ndarray) -> "Images":
-        """Some of them."""
+        """The images of these rows."""
         return _taken(self, rows)
 
 
@@ -55,20 +55,25 @@ def _taken(images: Images, rows: jax.Array) -> Images:
     return jax.tree.map(lambda leaf: leaf[rows], images)
 
 
-def fixed_key() -> jax.Array:
-    """The key of what is drawn alike for every run: of threefry, whatever JAX's default is."""
+def fixed_key() -> Key[Array, ""]:
+    """The key of everything that is drawn alike for every run: threefry, whatever JAX's default generator is."""
     return jax.random.key(0, impl="threefry2x32")
 
 
 def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization: str) -> Images:
-    """Binarises images once, each by its own key.
+    """Binarises images once, each by the key of its place in the split.
 
     Args:
         images: ``[N, H, W]`` or ``[N, H, W, C]`` uint8.
-        index: ``[N]``, the position of each in the whole split.
+        index: ``[N]``, the position of each image in the whole split, before classes are selected.
         split: ``"train"``, ``"valid"`` or ``"test"``.
         binarization: one of ``BINARIZATIONS``; ``dynamic`` and ``static`` are the same here.
+
+    Raises:
+        ValueError: if ``split`` or ``binarization`` is unknown.
     """
+    if split not in _SPLITS:
+        raise ValueError(f"split must be one of {', '.join(sorted(_SPLITS))}; got {split!r}")
     return _fixed_images(images, np.asarray(index, np.uint32), _SPLITS.index(split), binarization)
 
 
@@ -79,8 +84,8 @@ def _fixed_images(images: jax.Array, index: jax.Array, split: jax.Array | int, b
     return draw_images(images, jax.vmap(lambda number: jax.random.fold_in(split_key, number))(index), binarization)
 
 
-def draw_images(images: jax.Array, keys: jax.Array, binarization: str) -> Images:
-    """Images ``[N, H, W]`` uint8 binarised by keys ``[N]``, one an image, from which its samples follow too."""
+def draw_images(images: UInt8[Array, "N H W *C"], keys: Key[Array, " N"], binarization: str) -> Images:
+    """Binarises images, each by its key, from which the key of its posterior samples follows too."""
     keys = jax.vmap(jax.random.split)(keys)
 
     def batch(images: jax.Array, keys: jax.Array) -> jax.Array:
@@ -89,16 +94,16 @@ def draw_images(images: jax.Array, keys: jax.Array, binarization: str) -> Images
     return Images(map_batches(batch, (images, keys[:, 0]), BATCH), keys[:, 1])
 
 
-def unit_pixels(pixels: jax.Array) -> jax.Array:
-    """uint8 to float32 in [0, 1]; 0 and 255 are 0 and 1 exactly."""
+def unit_pixels(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    """uint8 to float32 in [0, 1]; 0 and 255 become 0 and 1 exactly."""
     return pixels.astype(jnp.float32) / 255.0
 
 
 def map_batches(function: Callable[..., Any], arrays: tuple[jax.Array, ...], batch_size: int) -> Any:
-    """``function(*batches)`` over the leading axis ``N`` of the arrays, a batch after the other on the device.
+    """``function(*batches)`` over the leading axis ``N`` of the arrays, one batch after the other on the device.
 
-    The last batch is filled up with entries seen before, whose results are dropped: each leaf is ``[N, ...]``. Under a
-    mesh (:mod:`planar_vae_jax.train.mesh`) each batch is split over its devices.
+    The last batch is filled up with earlier entries, whose results are dropped: each leaf is ``[N, ...]``. Under a mesh
+    (:mod:`planar_vae_jax.train.mesh`) each batch is split over the devices.
     """
     size = len(arrays[0])
     if size == 0:
@@ -107,8 +112,15 @@ def map_batches(function: Callable[..., Any], arrays: tuple[jax.Array, ...], bat
     batches = -(-size // batch_size)
     indices = (jnp.arange(batches * batch_size) % size).reshape(batches, batch_size)
     indices = meshes.split(indices, axis=1)
-    results = jax.lax.map(lambda index: function(*(array[index] for array in arrays)), indices)
+    results = jax.lax.map(lambda index: function(*(_rows(array, index) for array in arrays)), indices)
     return meshes.everywhere(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], results))
+
+
+def _rows(array: jax.Array, index: jax.Array) -> jax.Array:
+    """``array[index]``; of keys by their words, since JAX_DEBUG_KEY_REUSE takes rows of one array for one key."""
+    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return array[index]
+    return jax.random.wrap_key_data(jax.random.key_data(array)[index], impl=jax.random.key_impl(array))
 
 
 def _batch_size(size: int, most: int) -> int:
@@ -117,9 +129,9 @@ def _batch_size(size: int, most: int) -> int:
 
 
 def map_chunks(function: Callable[[Images], Any], images: Images | Streamed, batch_size: int) -> Any:
-    """``function(images)``, of streamed images chunk by chunk, each leaf ``[N, ...]`` then of NumPy's.
+    """``function(images)``; streamed images are taken chunk by chunk, and each leaf ``[N, ...]`` is NumPy's then.
 
-    Chunks are of whole batches of what ``function`` gives :func:`map_batches`, so these are the same, and their bits.
+    A chunk has whole batches of what ``function`` gives to :func:`map_batches`, so the results are the same bits.
     """
     if not isinstance(images, Streamed):
         return function(images)
@@ -133,58 +145,82 @@ def map_chunks(function: Callable[[Images], Any], images: Images | Streamed, bat
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *parts)
 
 
-@functools.partial(jax.jit, static_argnames="vae")
-def free_energy_terms(vae: VAE, params: Any, images: Images) -> objectives.Terms:
-    """Terms of the free energy of each image, ``[N]`` each, with one sample of ``z_0``."""
+# --- Figures of each image
+
+
+@functools.partial(jax.jit, static_argnames="batch_size")
+def free_energy_terms(model: objectives.Model, images: Images, *, batch_size: int = BATCH) -> objectives.Terms:
+    """Terms of the free energy of each image, ``[N]`` each, with one sample of ``z_0``.
+
+    Args:
+        model: a VAE.
+        images: of :func:`fixed_images` or :func:`draw_images`.
+        batch_size: images decoded at a time; it bounds the memory and changes no figure.
+    """
 
     def batch(pixels: jax.Array, keys: jax.Array) -> objectives.Terms:
-        return objectives.free_energy(vae.bind(params), unit_pixels(pixels), objectives.fold_in_each(keys, 0))
+        return objectives.free_energy(model, unit_pixels(pixels), objectives.fold_in_each(keys, 0))
 
-    return map_batches(batch, images, BATCH)
+    return map_batches(batch, images, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "samples"))
+@functools.partial(jax.jit, static_argnames=("samples", "batch_size"))
 def marginal_likelihood(
-    vae: VAE, params: Any, images: Images, *, samples: int | tuple[int, ...]
+    model: objectives.Model, images: Images, *, samples: int | tuple[int, ...], batch_size: int = BATCH
 ) -> objectives.MarginalLikelihood:
-    """``-log p(x)`` of each image from ``samples`` importance samples, with the effective sample size, ``[N]`` each.
+    """``-log p(x)`` of each image by importance sampling, with the effective sample size, ``[N]`` each.
 
-    Of several numbers of samples (:func:`planar_vae_jax.vae.objectives.importance_nll`): ``[N, M]``.
+    Args:
+        model: a VAE.
+        images: of :func:`fixed_images` or :func:`draw_images`.
+        samples: S, importance samples of an image; for several numbers S the result is ``[N, M]``
+            (:func:`planar_vae_jax.vae.objectives.importance_nll`).
+        batch_size: samples decoded at a time, of all images together.
     """
-    chunk = _samples_decoded(samples)
+    chunk = _samples_at_once(samples, batch_size)
 
     def batch(pixels: jax.Array, keys: jax.Array) -> objectives.MarginalLikelihood:
-        model = vae.bind(params)
         keys = objectives.fold_in_each(keys, 1)
         found = objectives.importance_nll(model, unit_pixels(pixels), keys, samples=samples, chunk=chunk)
         return jax.tree.map(jnp.transpose, found)  # images first
 
-    return map_batches(batch, images, _images_decoded(vae, samples))
+    return map_batches(batch, images, _images_at_once(samples, batch_size))
 
 
-def _images_decoded(vae: VAE, samples: int | tuple[int, ...]) -> int:
-    """How many images have samples decoded at a time."""
-    return (DECODED_BY_CONVOLUTIONS if vae.encoder == "conv" else DECODED) // _samples_decoded(samples)
-
-
-def _samples_decoded(samples: int | tuple[int, ...]) -> int:
+def _samples_at_once(samples: int | tuple[int, ...], batch_size: int) -> int:
     """How many samples of an image are decoded at a time."""
-    return min(samples if isinstance(samples, int) else max(samples), 128)
+    return min(samples if isinstance(samples, int) else max(samples), _CHUNK, batch_size)
 
 
-def _terms(vae: VAE, params: Any, images: Images | Streamed) -> Any:  # objectives.Terms
-    return map_chunks(functools.partial(free_energy_terms, vae, params), images, BATCH)
+def _images_at_once(samples: int | tuple[int, ...], batch_size: int) -> int:
+    """How many images have samples decoded at a time."""
+    return max(1, batch_size // _samples_at_once(samples, batch_size))
 
 
-def _likelihood(vae: VAE, params: Any, images: Images | Streamed, samples: int | tuple[int, ...]) -> Any:
-    function = functools.partial(marginal_likelihood, vae, params, samples=samples)
-    return map_chunks(function, images, _images_decoded(vae, samples))
+def _terms(model: objectives.Model, images: Images | Streamed, batch_size: int = BATCH) -> Any:  # objectives.Terms
+    return map_chunks(functools.partial(free_energy_terms, model, batch_size=batch_size), images, batch_size)
 
 
-def evaluate(vae: VAE, params: Any, images: Images | Streamed, *, nll_samples: int) -> Figures:
-    """All figures of each image, on the host."""
-    terms = _terms(vae, params, images)
-    likelihood = _likelihood(vae, params, images, objectives.sample_counts(nll_samples))
+def _likelihood(
+    model: objectives.Model, images: Images | Streamed, samples: int | tuple[int, ...], batch_size: int = BATCH
+) -> Any:  # objectives.MarginalLikelihood
+    function = functools.partial(marginal_likelihood, model, samples=samples, batch_size=batch_size)
+    return map_chunks(function, images, _images_at_once(samples, batch_size))
+
+
+def evaluate(
+    model: objectives.Model, images: Images | Streamed, *, nll_samples: int, batch_size: int = BATCH
+) -> Figures:
+    """All figures of each image, on the host.
+
+    Args:
+        model: a VAE.
+        images: of :func:`fixed_images`, or streamed.
+        nll_samples: importance samples of an image for its NLL.
+        batch_size: images decoded at a time; it bounds the memory, and figures depend on it by rounding alone.
+    """
+    terms = _terms(model, images, batch_size)
+    likelihood = _likelihood(model, images, objectives.sample_counts(nll_samples), batch_size)
     figures = Figures(
         terms.free_energy,
         likelihood.nll[:, -1],
@@ -197,14 +233,40 @@ def evaluate(vae: VAE, params: Any, images: Images | Streamed, *, nll_samples: i
     return jax.tree.map(np.asarray, figures)
 
 
+def mean_loss(
+    model: objectives.Model, images: Images | Streamed, objective: str, split: str, train_samples: int = 1
+) -> dict[str, float | None]:
+    """The loss of the images without annealing: ``{SPLIT_loss: mean, SPLIT_loss_se: its standard error}``.
+
+    Args:
+        model: a VAE.
+        images: of :func:`fixed_images`, or streamed.
+        objective: one of ``OBJECTIVES``.
+        split: the name in the result.
+        train_samples: of ``"iwae"``: samples of each image, as in training.
+    """
+    if objective == "iwae" and train_samples > 1:
+        losses = _likelihood(model, images, train_samples).nll
+    else:
+        losses = _terms(model, images).objective("elbo" if objective == "iwae" else objective)
+    mean, error = mean_and_error(np.asarray(losses))
+    return {f"{split}_loss": mean, f"{split}_loss_se": error}
+
+
+# --- Means of figures
+
+
 def means(figures: Figures, rows: Any = slice(None)) -> dict[str, float | None]:
     """``{name: mean, name_se: its standard error}`` of every figure over the images in ``rows``."""
     return means_and_errors({name: values[rows] for name, values in figures._asdict().items() if name != "nll_course"})
 
 
 def nll_by_samples(figures: Figures, nll_samples: int) -> dict[str, dict[str, Any]]:
-    """``"nll_by_samples"``, ``{number of importance samples: mean NLL}`` for S/4, S/2 and S of them (the same where the
-    estimate is exact), and ``"nll_by_samples_se"``, their standard errors."""
+    """The mean NLL from S/4, S/2 and S importance samples, which agree where the estimate has converged.
+
+    Returns:
+        ``{"nll_by_samples": {number of samples: mean}, "nll_by_samples_se": {...: its standard error}}``.
+    """
     assert figures.nll_course is not None
     counts = objectives.sample_counts(nll_samples)
     columns = np.asarray(figures.nll_course, np.float64).T
@@ -213,50 +275,61 @@ def nll_by_samples(figures: Figures, nll_samples: int) -> dict[str, dict[str, An
 
 
 def means_by_class(figures: Figures, labels: np.ndarray | None) -> dict[str, dict[str, Any]]:
-    """``{label: number of images, means and standard errors}``; empty where there are no labels ``[N]``."""
+    """``{label: number of images, means and standard errors}`` for labels ``[N]``; empty without labels."""
     if labels is None:
         return {}
     rows = {str(label): labels == label for label in np.unique(labels)}
     return {label: {"images": int(np.sum(row)), **means(figures, row)} for label, row in rows.items()}
 
 
-def with_bits_per_dim(row: dict[str, Any], dims: int) -> dict[str, Any]:
-    """A row of :func:`means` with its NLL in bits for each of the ``dims`` pixels (and channels) of an image beside."""
+def with_bits_per_dim(row: Mapping[str, Any], dims: int) -> dict[str, Any]:
+    """A row of :func:`means` with the NLL in bits for each of the ``dims`` pixels (times channels) of an image."""
     unit = dims * math.log(2.0)
     bits = {f"bits_per_dim{end}": row[f"nll{end}"] for end in ("", "_se")}
-    return row | {name: None if nats is None else nats / unit for name, nats in bits.items()}
+    return {**row, **{name: None if nats is None else nats / unit for name, nats in bits.items()}}
 
 
-def mean_loss(
-    vae: VAE, params: Any, images: Images | Streamed, objective: str, split: str, train_samples: int = 1
-) -> dict[str, float | None]:
-    """``{SPLIT_loss: ..., SPLIT_loss_se: its standard error}`` of the ``objective``, without annealing.
-
-    Of ``"iwae"``: the bound from ``train_samples`` samples, as it is trained.
-    """
-    if objective == "iwae" and train_samples > 1:
-        losses = _likelihood(vae, params, images, train_samples).nll
-    else:
-        losses = _terms(vae, params, images).objective("elbo" if objective == "iwae" else objective)
-    mean, error = mean_and_error(np.asarray(losses))
-    return {f"{split}_loss": mean, f"{split}_loss_se": error}
+# --- Pictures
 
 
-def pictures(model: objectives.Model, z: jax.Array) -> jax.Array:
-    """Pixel means ``[..., H, W]`` (or ``[..., H, W, 3]``) of ``z [..., L]``."""
+def pictures(model: objectives.Model, z: Float[Array, "*B L"]) -> Float[Array, "..."]:
+    """Pixel means ``[..., H, W]`` (or ``[..., H, W, C]``) in 0..1 of ``z [..., L]``."""
     return model.likelihood.mean(model.decode(z))
 
 
-@functools.partial(jax.jit, static_argnames="vae")
-def reconstruct(vae: VAE, params: Any, pixels: jax.Array) -> jax.Array:
-    """Pictures (pixel means) ``[N, H, W]`` decoded from the posterior's mean sent through the flow; pixels uint8."""
-    model = vae.bind(params)
-    posterior = model.encode(unit_pixels(pixels))
-    zK, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
-    return pictures(model, zK)
+@functools.partial(jax.jit, static_argnames="batch_size")
+def reconstruct(
+    model: objectives.Model, pixels: UInt8[Array, "N H W *C"], *, batch_size: int = BATCH
+) -> Float[Array, "N H W *C"]:
+    """Pictures decoded from the mean of each posterior, sent through the flow."""
+
+    def batch(pixels: jax.Array) -> jax.Array:
+        posterior = model.encode(unit_pixels(pixels))
+        zK, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
+        return pictures(model, zK)
+
+    return map_batches(batch, (pixels,), batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("vae", "count"))
-def sample_prior(vae: VAE, params: Any, key: jax.Array, count: int) -> jax.Array:
-    """Pictures (pixel means) ``[count, H, W]`` decoded from ``z_K ~ N(0, I)``."""
-    return pictures(vae.bind(params), jax.random.normal(key, (count, vae.latent), vae.dtype))
+def abstract_posterior(model: objectives.Model, image_shape: tuple[int, ...]) -> Any:
+    """``q(z|x)`` of a batch of one image, with shapes and dtypes instead of arrays; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda model, image: model.encode(image), model, image)
+
+
+@functools.partial(jax.jit, static_argnames=("image_shape", "count", "batch_size"))
+def sample_prior(
+    model: objectives.Model, image_shape: tuple[int, ...], key: Key[Array, ""], count: int, *, batch_size: int = BATCH
+) -> Float[Array, "N H W *C"]:
+    """``count`` pictures decoded from ``z_K ~ N(0, I)``.
+
+    Args:
+        model: a VAE.
+        image_shape: of one image, ``(H, W)`` or ``(H, W, C)``.
+        key: of the draws.
+        count: how many pictures.
+        batch_size: images decoded at a time.
+    """
+    like = abstract_posterior(model, image_shape).mean
+    z = jax.random.normal(key, (count, like.shape[-1]), like.dtype)
+    return map_batches(lambda z: pictures(model, z), (z,), batch_size)

@@ -83,23 +83,15 @@ def fill(leaves: dict[str, Any], like: Any, prefix: str) -> Any:
     Raises:
         ValueError: one is not there, or of another shape; names the first.
     """
-    by_name = {_todays(name): leaf for name, leaf in leaves.items()}
 
     def take(path: Any, leaf: Any) -> jax.Array:
         name = prefix + jax.tree_util.keystr(path)
-        if name not in by_name or np.shape(by_name[name]) != np.shape(leaf):
-            came = list(np.shape(by_name[name])) if name in by_name else "nothing"
+        if name not in leaves or np.shape(leaves[name]) != np.shape(leaf):
+            came = list(np.shape(leaves[name])) if name in leaves else "nothing"
             raise ValueError(f"wanted {name} {list(np.shape(leaf))}; got {came}")
-        return _on_device(by_name[name])
+        return _on_device(leaves[name])
 
     return jax.tree_util.tree_map_with_path(take, like)
-
-
-def _todays(name: str) -> str:
-    """Of a leaf of version 0.1: Flax's containers, and a density as a base and a flow."""
-    for before, today in ((".params.base.", ".params."), (".params.flow.", ".params.params.")):
-        name = name.replace(before, today)
-    return name.removesuffix(".value")
 
 
 def plain(tree: Any) -> dict[str, np.ndarray]:

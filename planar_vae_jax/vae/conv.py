@@ -1,16 +1,21 @@
 """The gated convolutional encoder and decoder of *Sylvester Normalizing Flows* (van den Berg et al. 2018, appendix A).
 
-Each layer is ``h = (W x + b) * sigmoid(V x + c)``. The encoder's last layer, a convolution as large as what it is
-given, and the decoder's first are linear maps of one vector, and written so.
+Each layer is ``h = (W x + b) * sigmoid(V x + c)``. The last layer of the encoder and the first of the decoder are
+convolutions as large as their input, so they are written as linear layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+
+from planar_vae_jax.vae._shapes import checked_image_shape, leading_axes, whole_number
+from planar_vae_jax.vae.likelihoods import Head
+from planar_vae_jax.vae.precision import Linear, computation_dtype
 
 KERNEL = (5, 5)
 PADDING = ((2, 2), (2, 2))
@@ -61,18 +66,35 @@ def _same(x: jax.Array, kernel: jax.Array, axes: tuple[str, str, str]) -> jax.Ar
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
 
 
+def _partitioned_by_xla(function: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``function(x [..., H, W, C], kernel)``, also where the leading axes of ``x`` are split over an Explicit mesh.
+
+    On such a mesh JAX asks for the sharding of every reshape; here only that of the result is stated.
+    """
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(x, kernel)
+    spec = PartitionSpec(*sharding.spec[:-3], None, None, None)
+    return jax.sharding.auto_axes(function, out_sharding=spec)(x, kernel)
+
+
 class Convolution(nnx.Conv):
     """5x5, zeros around, ``[..., H, W, C]`` to ``[..., H, W, C']``."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: str, rngs: nnx.Rngs):
-        super().__init__(inputs, outputs, KERNEL, param_dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, *, dtype: Any, precision: str = "float32", rngs: nnx.Rngs):
+        super().__init__(inputs, outputs, KERNEL, dtype=computation_dtype(precision), param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        given = x.dtype
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)  # type: ignore[index]
+        y = _partitioned_by_xla(self._convolved, x, kernel)
+        y = y + jnp.broadcast_to(bias, y.shape)
+        return y if self.dtype is None else y.astype(given)
+
+    def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         images = x.reshape(-1, *x.shape[-3:])
         y = jax.lax.platform_dependent(images, kernel, cpu=self.on_cpu, default=self.plain)
-        y = y.reshape(*x.shape[:-3], *y.shape[1:])
-        return y + jnp.broadcast_to(bias, y.shape)
+        return y.reshape(*x.shape[:-3], *y.shape[1:])
 
     def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Of images along one axis, by one operation."""
@@ -120,45 +142,99 @@ def _six_taps(kernel: jax.Array) -> jax.Array:
 
 
 class GatedEncoder(nnx.Module):
-    """Images ``[..., H, W, C]`` to features ``[..., 256]``; 5x5 to 32, 32, 64, 64, 64 channels, halved twice."""
+    """Images ``[..., H, W]`` or ``[..., H, W, C]`` to features ``[..., 256]``.
+
+    Convolutions 5x5 to 32, 32, 64, 64, 64 channels, of which the second and the fourth halve H and W.
+
+    Args:
+        image_shape: ``(H, W)`` or ``(H, W, C)``, H and W divisible by 4.
+        dtype: of the parameters.
+        precision: one of ``PRECISIONS``.
+        rngs: draws the parameters.
+
+    Raises:
+        ValueError: for an ``image_shape`` that cannot be halved twice; when called, for images of another shape.
+    """
 
     features = 256
 
-    def __init__(self, image_shape: Sequence[int], *, dtype: str, rngs: nnx.Rngs):
-        def layer(kind: type[Convolution], inputs: int, outputs: int) -> Gated:
-            return Gated(kind(inputs, 2 * outputs, dtype=dtype, rngs=rngs))
-
-        channels = image_shape[2] if len(image_shape) == 3 else 1
-        self.conv1 = layer(Convolution, channels, 32)
-        self.conv2 = layer(Halving, 32, 32)
-        self.conv3 = layer(Convolution, 32, 64)
-        self.conv4 = layer(Halving, 64, 64)
-        self.conv5 = layer(Convolution, 64, 64)
-        size = math.prod(_quarter(image_shape, 64))
-        self.conv6 = Gated(nnx.Linear(size, 2 * self.features, param_dtype=dtype, rngs=rngs))
+    def __init__(
+        self, image_shape: Sequence[int], *, dtype: Any = "float32", precision: str = "float32", rngs: nnx.Rngs
+    ):
+        options = {"dtype": dtype, "precision": precision, "rngs": rngs}
+        self.image_shape = _checked(image_shape)
+        self.conv1 = _gated(Convolution, _channels(self.image_shape), 32, options)
+        self.conv2 = _gated(Halving, 32, 32, options)
+        self.conv3 = _gated(Convolution, 32, 64, options)
+        self.conv4 = _gated(Halving, 64, 64, options)
+        self.conv5 = _gated(Convolution, 64, 64, options)
+        size = math.prod(_quarter(self.image_shape, 64))
+        self.conv6 = Gated(Linear(size, 2 * self.features, **options))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = self.conv5(self.conv4(self.conv3(self.conv2(self.conv1(images)))))
-        return self.conv6(x.reshape(*x.shape[:-3], math.prod(x.shape[-3:])))
+        leading = leading_axes(images, self.image_shape)
+        x = images.reshape(*leading, *self.image_shape[:2], _channels(self.image_shape))
+        x = self.conv5(self.conv4(self.conv3(self.conv2(self.conv1(x)))))
+        return self.conv6(x.reshape(*leading, math.prod(x.shape[-3:])))
 
 
 class GatedDecoder(nnx.Module):
-    """``z [..., L]`` to ``[..., H, W, 32]`` by transposed convolutions to 64, 64, 32, 32, 32, 32 channels."""
+    """``z [..., L]`` to the parameters of ``p(x|z)``.
+
+    Convolutions to 64, 64, 32, 32, 32, 32 channels, of which the third and the fifth are transposed and double H and W;
+    then one of 1x1.
+
+    Args:
+        latent: L.
+        image_shape: ``(H, W)`` or ``(H, W, C)``, H and W divisible by 4.
+        head: turns ``head.numbers`` numbers a pixel into the likelihood's parameters (``likelihood.head(...)``).
+        dtype, precision, rngs: as for :class:`GatedEncoder`.
+
+    Raises:
+        ValueError: if ``latent`` is not a whole number of at least 1, or ``image_shape`` cannot be halved twice.
+    """
 
     channels = 32
 
-    def __init__(self, latent: int, image_shape: Sequence[int], *, dtype: str, rngs: nnx.Rngs):
-        def layer(kind: type[Convolution], inputs: int, outputs: int) -> Gated:
-            return Gated(kind(inputs, 2 * outputs, dtype=dtype, rngs=rngs))
+    def __init__(
+        self,
+        latent: int,
+        image_shape: Sequence[int],
+        head: Head,
+        *,
+        dtype: Any = "float32",
+        precision: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "precision": precision, "rngs": rngs}
+        self.image_shape = _checked(image_shape)
+        self.shape = _quarter(self.image_shape, 64)
+        self.conv1 = Gated(Linear(whole_number("latent", latent, 1), 2 * math.prod(self.shape), **options))
+        self.conv2 = _gated(Convolution, 64, 64, options)
+        self.conv3 = _gated(Doubling, 64, 32, options)
+        self.conv4 = _gated(Convolution, 32, 32, options)
+        self.conv5 = _gated(Doubling, 32, 32, options)
+        self.conv6 = _gated(Convolution, 32, self.channels, options)
+        self.last = Linear(self.channels, _channels(self.image_shape) * head.numbers, **options)
+        self.head = head
 
-        self.shape = _quarter(image_shape, 64)
-        self.conv1 = Gated(nnx.Linear(latent, 2 * math.prod(self.shape), param_dtype=dtype, rngs=rngs))
-        self.conv2 = layer(Convolution, 64, 64)
-        self.conv3 = layer(Doubling, 64, 32)
-        self.conv4 = layer(Convolution, 32, 32)
-        self.conv5 = layer(Doubling, 32, 32)
-        self.conv6 = layer(Convolution, 32, self.channels)
-
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array) -> Any:
         x = self.conv1(z).reshape(*z.shape[:-1], *self.shape)
-        return self.conv6(self.conv5(self.conv4(self.conv3(self.conv2(x)))))
+        raw = self.last(self.conv6(self.conv5(self.conv4(self.conv3(self.conv2(x))))))
+        return self.head(raw.reshape(*z.shape[:-1], *self.image_shape, self.head.numbers))
+
+
+def _gated(kind: type[Convolution], inputs: int, outputs: int, options: dict[str, Any]) -> Gated:
+    return Gated(kind(inputs, 2 * outputs, **options))
+
+
+def _channels(image_shape: tuple[int, ...]) -> int:
+    return image_shape[2] if len(image_shape) == 3 else 1
+
+
+def _checked(image_shape: Sequence[int]) -> tuple[int, ...]:
+    """The image shape as a tuple of ints, which two strides of 2 can halve."""
+    shape = checked_image_shape(image_shape)
+    if not divisible_by_4(shape):
+        raise ValueError(f"image_shape must have H and W divisible by 4 for convolutions; got {shape}")
+    return shape

@@ -1,61 +1,108 @@
-"""``p(x|z)`` of an image's pixels, from what a decoder gives: log-probabilities, and pixel means for pictures.
+"""``p(x|z)`` of the pixels of an image: log-probabilities, pixel means for pictures, and the decoder's last step.
 
-Pixels are in 0..1 and are independent given ``z``. What the nats of each are nats of: :func:`measured`.
+Pixels are in 0..1 and are independent given ``z``. :func:`measured` says what the nats of each likelihood measure.
 """
 
+import dataclasses
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
 
 from planar_vae_jax.flows.distribution import bernoulli_log_prob
 
 LEVELS = 256  # of a uint8 pixel
+FIRST_LOG_SCALE = -1.0  # of pixels in 0..1, for likelihoods with a scale
 
 
+class Head(nnx.Module):
+    """The last step of a decoder: from ``numbers`` numbers for each pixel to the parameters of ``p(x|z)``.
+
+    This one has a single number a pixel, which is the parameter. A likelihood with other parameters has a subclass with
+    its own ``numbers`` and ``__call__``.
+    """
+
+    numbers = 1
+
+    def __call__(self, raw: jax.Array) -> Any:
+        """Parameters, each ``[..., *image_shape]``, from ``raw [..., *image_shape, numbers]``."""
+        return jnp.squeeze(raw, -1)
+
+
+@runtime_checkable
 class Likelihood(Protocol):
-    """A family of distributions of pixels; ``parameters`` is a pytree of arrays whose last axis is that of pixels."""
+    """A family of distributions of pixels.
 
-    def log_prob(self, x: jax.Array, parameters: Any) -> jax.Array:
-        """``log p(x|z)`` in nats, ``[...]``, of images ``x [..., P]`` with their P pixels in one axis."""
+    ``parameters`` is a pytree of arrays that end in the axes of an image, as the decoder returns them; for ``log_prob``
+    the axes of an image are one.
 
-    def mean(self, parameters: Any) -> jax.Array:
-        """Pixel means in 0..1, for pictures and squared errors, for pixels in any number of axes."""
+    A likelihood is a static part of a model, so two that mean the same should be equal: a frozen dataclass, or one
+    object that all models share.
+    """
+
+    def log_prob(self, x: Float[Array, "*X P"], parameters: Any) -> Float[Array, "..."]:
+        """``log p(x|z) [...]`` in nats, of images ``x [..., P]`` whose P pixels are one axis."""
+
+    def mean(self, parameters: Any) -> Float[Array, "..."]:
+        """Pixel means in 0..1, for pictures and squared errors, of the shape of the parameters."""
+
+    def head(self, image_shape: tuple[int, ...], dtype: Any) -> Head:
+        """Makes the last step of this package's decoders, by default :class:`Head`; other decoders do not call it."""
+        return Head()
 
 
 class LocationScale(NamedTuple):
-    """Parameters of a likelihood with a scale of each pixel's own, which all images share."""
+    """Parameters of a likelihood with a location for each pixel and image, and a scale for each pixel."""
 
     location: jax.Array  # [..., P], in units of 0..1, not bounded
-    log_scale: jax.Array  # [P]
+    log_scale: jax.Array  # [P], shared by all images
 
 
-class Bernoulli:
+class _LocationScaleHead(Head):
+    """The number is the location; the logarithm of each pixel's scale is a parameter of the model.
+
+    ``log_scale = R tanh(raw / R)`` with ``R = -log(smallest_scale)``: the identity near 0, and no weight makes a scale
+    smaller than ``smallest_scale``.
+    """
+
+    def __init__(self, smallest_scale: float, image_shape: tuple[int, ...], dtype: Any):
+        self.smallest_scale = smallest_scale
+        self.log_scale = nnx.Param(jnp.full(image_shape, FIRST_LOG_SCALE, dtype))
+
+    def __call__(self, raw: jax.Array) -> LocationScale:
+        return LocationScale(jnp.squeeze(raw, -1), bounded_log_scale(self.log_scale[...], self.smallest_scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(Likelihood):
     """Pixels 0 or 1; the parameters are logits ``[..., P]``.
 
     For grey levels ``log_prob`` is a cross-entropy and no likelihood.
     """
 
-    def log_prob(self, x: jax.Array, logits: jax.Array) -> jax.Array:
+    def log_prob(self, x: Float[Array, "*X P"], logits: Float[Array, "*Z P"]) -> Float[Array, "..."]:
         """``x l - softplus(l)``, summed over pixels."""
         return bernoulli_log_prob(x, logits)
 
-    def mean(self, logits: jax.Array) -> jax.Array:
+    def mean(self, logits: Float[Array, "*Z"]) -> Float[Array, "*Z"]:
         """``sigmoid(logits)``."""
         return jax.nn.sigmoid(logits)
 
 
-class DiscretizedLogistic:
+@dataclasses.dataclass(frozen=True)
+class DiscretizedLogistic(Likelihood):
     """The 256 levels of a uint8 pixel: the mass of a logistic distribution in the bin of each (Salimans et al. 2017).
 
     Bins are a level wide, ``k / 255`` in the middle of bin k; the first and the last one take the tails. So it is a
     likelihood of uint8 images, whose ``log p(x|z) <= 0``.
     """
 
-    smallest_scale = 0.1 / 255  # of a level: there a pixel is certain of its level
+    smallest_scale = 0.1 / 255  # a tenth of a level, where a pixel is certain of its level
 
-    def log_prob(self, x: jax.Array, parameters: LocationScale) -> jax.Array:
+    def log_prob(self, x: Float[Array, "*X P"], parameters: LocationScale) -> Float[Array, "..."]:
         """``log(sigmoid(a) - sigmoid(b))`` with the bin's edges a > b in units of the scale, summed over pixels.
 
         ``sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))``: no difference of nearly equal numbers.
@@ -70,7 +117,7 @@ class DiscretizedLogistic:
         inner = jnp.where((level > 0) & (level < LEVELS - 1), width, 0.0)
         return jnp.sum(below + above + inner, -1)
 
-    def mean(self, parameters: LocationScale) -> jax.Array:
+    def mean(self, parameters: LocationScale) -> Float[Array, "..."]:
         """The mean of the logistic distribution with its tails moved to 0 and 1; the bins' own to 1/1000.
 
         ``E min(max(y, 0), 1) = integral of P(y > t) over 0 < t < 1``, which is a difference of two softplus.
@@ -79,8 +126,13 @@ class DiscretizedLogistic:
         mean = scale * (jax.nn.softplus(location / scale) - jax.nn.softplus((location - 1.0) / scale))
         return jnp.clip(mean, 0.0, 1.0)  # rounding
 
+    def head(self, image_shape: tuple[int, ...], dtype: Any) -> Head:
+        """One location for each pixel and image, and one scale for each pixel."""
+        return _LocationScaleHead(self.smallest_scale, image_shape, dtype)
 
-class Gaussian:
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Likelihood):
     """A normal density of each pixel on 0..1: nats of a density, which may be negative and are none of uint8 images.
 
     A pixel that never changes would make the density grow without bound: no scale is below a level's width.
@@ -88,15 +140,19 @@ class Gaussian:
 
     smallest_scale = 1.0 / 255
 
-    def log_prob(self, x: jax.Array, parameters: LocationScale) -> jax.Array:
+    def log_prob(self, x: Float[Array, "*X P"], parameters: LocationScale) -> Float[Array, "..."]:
         """``-((x - location) / scale)^2 / 2 - log scale - log(2 pi) / 2``, summed over pixels."""
         x, location, log_scale = jnp.broadcast_arrays(x, *parameters)
         squares = jnp.square((x - location) * jnp.exp(-log_scale))
         return -0.5 * jnp.sum(squares + 2.0 * log_scale + math.log(2.0 * math.pi), -1)
 
-    def mean(self, parameters: LocationScale) -> jax.Array:
+    def mean(self, parameters: LocationScale) -> Float[Array, "..."]:
         """The location, where it is in 0..1."""
         return jnp.clip(parameters.location, 0.0, 1.0)
+
+    def head(self, image_shape: tuple[int, ...], dtype: Any) -> Head:
+        """One location for each pixel and image, and one scale for each pixel."""
+        return _LocationScaleHead(self.smallest_scale, image_shape, dtype)
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
@@ -106,9 +162,9 @@ LIKELIHOODS: dict[str, Likelihood] = {
 }
 
 
-def bounded_log_scale(raw: jax.Array, likelihood: Likelihood) -> jax.Array:
-    """``R tanh(raw / R)``: the identity near 0, and no weight can make a scale smaller than the likelihood allows."""
-    reach = -math.log(likelihood.smallest_scale)  # type: ignore[attr-defined]
+def bounded_log_scale(raw: Float[Array, "*P"], smallest_scale: float) -> Float[Array, "*P"]:
+    """``R tanh(raw / R)`` with ``R = -log(smallest_scale)``: the identity near 0, and never below ``-R``."""
+    reach = -math.log(smallest_scale)
     return reach * jnp.tanh(raw / reach)
 
 

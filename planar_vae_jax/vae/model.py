@@ -1,254 +1,315 @@
-"""The variational autoencoder, on batches of images. Flax is known here, in ``convolutions.py`` and ``precision.py``.
+"""The variational autoencoder, made of any encoder, posterior, decoder and likelihood.
 
-A :class:`VAE` is an architecture: a few numbers, hashable, so that it can be a static argument of ``jax.jit``. Its
-parameters are a pytree of their own (nested dicts of arrays), and :meth:`VAE.bind` puts the two together into what
-the objectives ask for: ``encode(images) -> q(z|x)``, ``decode(z) -> parameters of p(x|z)``, ``likelihood``.
+A :class:`VAE` is a Flax module and itself the pytree that ``jax.grad``, ``jax.lax.scan``, ``jax.vmap`` over seeds,
+optax and checkpoints take. Its parameters are its leaves; there is no second object.
 """
 
-import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from planar_vae_jax.flows.distribution import PlanarFlow
 from planar_vae_jax.flows.nonlinearities import check_nonlinearity
 from planar_vae_jax.flows.planar import Planar, init_planar
-from planar_vae_jax.vae.conv import GatedDecoder, GatedEncoder, divisible_by_4
-from planar_vae_jax.vae.likelihoods import LIKELIHOODS, Likelihood, LocationScale, bounded_log_scale
-from planar_vae_jax.vae.precision import PRECISIONS, compute_in_bfloat16
+from planar_vae_jax.vae._shapes import checked_image_shape, whole_number
+from planar_vae_jax.vae.conv import GatedDecoder, GatedEncoder
+from planar_vae_jax.vae.likelihoods import LIKELIHOODS, Likelihood
+from planar_vae_jax.vae.mlp import MLPDecoder, MLPEncoder
+from planar_vae_jax.vae.precision import Linear
 
-# log_std = LOG_STD_RANGE tanh(raw / LOG_STD_RANGE): the identity near 0, and by construction never so
-# far out that exp(log_std) or exp(-log_std) overflows or a variance becomes 0.
+# log_std = LOG_STD_RANGE tanh(raw / LOG_STD_RANGE): the identity near 0, and never so large or small that exp(log_std)
+# or exp(-log_std) overflows or a variance becomes 0.
 LOG_STD_RANGE = 10.0
-FIRST_LOG_SCALE = -1.0  # of pixels in 0..1, for likelihoods with a scale
-
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "layers": (1, 2),
-    "posterior": ("diagonal", "full"),
-    "encoder": ("mlp", "conv"),
-    "likelihood": tuple(LIKELIHOODS),
-    "precision": PRECISIONS,
-}
+COVARIANCES = ("diagonal", "full")
 
 
-class Encoder(nnx.Module):
-    """Images to ``q(z|x)``: one or two linear layers with ReLUs, or gated convolutions; then a linear head a part.
+@runtime_checkable
+class Encoder(Protocol):
+    """Images to features."""
 
-    Heads of what belongs to each image's own flow or covariance start near what all images would share.
+    features: int
+
+    def __call__(self, images: jax.Array) -> Any:
+        """Features, for instance ``[..., features]``, of images ``[..., H, W]`` or ``[..., H, W, C]``."""
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """``q(z|x)`` of a batch of images, as a map from standard normal noise. :class:`PlanarFlow` is one."""
+
+    @property
+    def mean(self) -> jax.Array:
+        """``[..., L]``, the mean of ``z_0``, before the flow."""
+
+    def transform(self, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``(z_K [..., L], log q_0(z_0|x) [...], log|det dz_K/dz_0| [...])`` of ``noise [..., L]`` from N(0, I)."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """``z`` to the parameters of ``p(x|z)``."""
+
+    def __call__(self, z: jax.Array) -> Any:
+        """The parameters of the likelihood: a pytree of arrays ``[..., H, W]`` (or ``[..., H, W, C]``)."""
+
+
+class PlanarPosterior(nnx.Module):
+    """Features ``[..., F]`` to ``q(z|x)``: a normal distribution, then K planar layers (Rezende & Mohamed 2015).
+
+    Heads that give each image its own layers or its own covariance start near one value for all images.
+
+    Args:
+        features: F, the ``features`` of the encoder.
+        latent: L, the size of ``z``.
+        flow_length: K; 0 is a normal posterior.
+        amortized: each image has its own layers, from a linear head; otherwise all images share them.
+        covariance: of the normal distribution: ``"diagonal"``, or ``"full"`` by a Cholesky factor.
+        h: the nonlinearity, one of ``NONLINEARITIES``.
+        dtype: of the parameters.
+        precision: of the heads, one of ``PRECISIONS``; the flow is always computed in float32 or float64.
+        rngs: draws the parameters. The layers come last, and from the stream ``flow`` where ``rngs`` has one, so that
+            the heads of ``mean`` and ``log_std`` are the same for every ``flow_length``.
+
+    Raises:
+        ValueError: for a size that is not a whole number in its range, an unknown name, or an amortised flow of no
+            layers.
     """
 
-    def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
-        self.vae = vae
-        if vae.encoder == "conv":
-            self.convolutions = GatedEncoder(vae.image_shape, dtype=vae.dtype, rngs=rngs)
-        else:
-            _add_hidden(self, math.prod(vae.image_shape), rngs)
-        self.mean = nnx.Linear(vae.features, vae.latent, param_dtype=vae.dtype, rngs=rngs)
-        self.log_std = nnx.Linear(vae.features, vae.latent, param_dtype=vae.dtype, rngs=rngs)
-        layers = init_planar(rngs.flow(), vae.flow_length, vae.latent, dtype=vae.dtype)
-        if vae.amortized:
-            self.flow = _head_near(vae, jnp.concatenate([leaf.ravel() for leaf in layers]), rngs)
+    def __init__(
+        self,
+        features: int,
+        latent: int,
+        flow_length: int,
+        *,
+        amortized: bool = False,
+        covariance: str = "diagonal",
+        h: str = "tanh",
+        dtype: Any = "float32",
+        precision: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        when = " with amortized=True" if amortized else ""
+        self.latent = whole_number("latent", latent, 1)
+        self.flow_length = whole_number("flow_length", flow_length, int(amortized), when)
+        if covariance not in COVARIANCES:
+            raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}; got {covariance!r}")
+        check_nonlinearity(h)
+        self.amortized, self.covariance, self.h = bool(amortized), covariance, h
+        options = {"dtype": dtype, "precision": precision, "rngs": rngs}
+        features = whole_number("features", features, 1)
+        self.mean = Linear(features, self.latent, **options)
+        self.log_std = Linear(features, self.latent, **options)
+        if covariance == "full":
+            self.lower = _head_near(jnp.zeros(self.latent * (self.latent - 1) // 2), features, options)
+        layers = init_planar(rngs.flow(), self.flow_length, self.latent, dtype=dtype)
+        if amortized:
+            self.flow = _head_near(jnp.concatenate([leaf.ravel() for leaf in layers]), features, options)
         else:
             self.u, self.w, self.b = map(nnx.Param, layers)
-        if vae.posterior == "full":
-            self.lower = _head_near(vae, jnp.zeros(vae.latent * (vae.latent - 1) // 2), rngs)
 
-    def __call__(self, images: jax.Array) -> PlanarFlow:
-        features = self.features(images)
+    def __call__(self, features: jax.Array) -> PlanarFlow:
         log_std = LOG_STD_RANGE * jnp.tanh(self.log_std(features) / LOG_STD_RANGE)
-        lower = _strictly_lower(self.lower(features), self.vae.latent) if self.vae.posterior == "full" else None
-        return PlanarFlow(self._layers(features), self.mean(features), log_std, h=self.vae.h, lower=lower)
-
-    def features(self, images: jax.Array) -> jax.Array:
-        """What the heads are given, ``[..., F]``."""
-        leading = images.shape[: images.ndim - len(self.vae.image_shape)]
-        if self.vae.encoder == "conv":
-            return self.convolutions(images.reshape(*leading, *self.vae.image_shape[:2], self.vae.channels))
-        return _hidden(self, images.reshape(*leading, math.prod(self.vae.image_shape)))
+        lower = _strictly_lower(self.lower(features), self.latent) if self.covariance == "full" else None
+        return PlanarFlow(self._layers(features), self.mean(features), log_std, h=self.h, lower=lower)
 
     def _layers(self, features: jax.Array) -> Planar:
-        if not self.vae.amortized:
+        if not self.amortized:
             return Planar(self.u[...], self.w[...], self.b[...])
-        shape = (self.vae.flow_length, self.vae.latent)
+        shape = (self.flow_length, self.latent)
         size = math.prod(shape)
         u, w, b = jnp.split(self.flow(features), [size, 2 * size], axis=-1)
         batch = features.shape[:-1]
         return Planar(u.reshape(*batch, *shape), w.reshape(*batch, *shape), b)
 
 
-def _head_near(vae: "VAE", start: jax.Array, rngs: nnx.Rngs) -> nnx.Linear:
-    """``features -> [..., start.size]``: near ``start``, the biases, for all images; small weights move them."""
-    return nnx.Linear(
-        vae.features,
+def _head_near(start: jax.Array, features: int, options: dict[str, Any]) -> Linear:
+    """A linear head whose biases are ``start`` and whose weights are small: near ``start`` for all images."""
+    return Linear(
+        features,
         start.size,
-        kernel_init=nnx.initializers.normal(0.01 / vae.features**0.5),
+        kernel_init=nnx.initializers.normal(0.01 / features**0.5),
         bias_init=lambda key, shape, dtype: start.astype(dtype),
-        param_dtype=vae.dtype,
-        rngs=rngs,
+        **options,
     )
 
 
 def _strictly_lower(entries: jax.Array, size: int) -> jax.Array:
     """``[..., size (size - 1) / 2]`` as the entries below the diagonal of matrices ``[..., size, size]``.
 
-    The entries and then all of them backwards, in rows of ``size - 1``, have each once in their lower triangle: so it
-    needs no gather, and its derivative no scatter.
+    The entries followed by all of them in reverse, in rows of ``size - 1``, have each entry once in their lower
+    triangle. So neither the map nor its derivative needs a gather or a scatter.
     """
     side, leading = size - 1, entries.shape[:-1]
     square = jnp.concatenate([entries[..., side:], entries[..., ::-1]], -1).reshape(*leading, side, side)
     return jnp.pad(jnp.tril(square), (*[(0, 0)] * len(leading), (1, 0), (0, 1)))
 
 
-def _add_hidden(module: Any, size: int, rngs: nnx.Rngs) -> None:
-    """The hidden layers of an MLP whose input is ``[..., size]``."""
-    vae = module.vae
-    module.hidden = nnx.Linear(size, vae.hidden, param_dtype=vae.dtype, rngs=rngs)
-    if vae.layers == 2:
-        module.hidden2 = nnx.Linear(vae.hidden, vae.hidden, param_dtype=vae.dtype, rngs=rngs)
+class VAE(nnx.Module):
+    """A variational autoencoder (Xu et al. 2023, figure 1): encoder, posterior, decoder, likelihood.
 
+    ``VAE.mlp`` and ``VAE.conv`` build the models of the experiments; parts of one's own are passed here:
 
-def _hidden(module: Any, x: jax.Array) -> jax.Array:
-    """What they make of it."""
-    x = nnx.relu(module.hidden(x))
-    return nnx.relu(module.hidden2(x)) if module.vae.layers == 2 else x
-
-
-class Decoder(nnx.Module):
-    """``z [..., L]`` to the parameters of ``p(x|z)``, in the shape of images; the encoder's mirror image."""
-
-    def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
-        self.vae = vae
-        if vae.encoder == "conv":  # the last layer is a convolution 1x1
-            self.convolutions = GatedDecoder(vae.latent, vae.image_shape, dtype=vae.dtype, rngs=rngs)
-            inputs, outputs = self.convolutions.channels, vae.channels
-        else:
-            _add_hidden(self, vae.latent, rngs)
-            inputs, outputs = vae.hidden, math.prod(vae.image_shape)
-        last = nnx.Linear(inputs, outputs, param_dtype=vae.dtype, rngs=rngs)
-        if vae.likelihood == "bernoulli":
-            self.logits = last
-        else:
-            self.location = last
-            self.log_scale = nnx.Param(jnp.full(vae.image_shape, FIRST_LOG_SCALE, vae.dtype))
-
-    def __call__(self, z: jax.Array) -> jax.Array | LocationScale:
-        hidden = self.convolutions(z) if self.vae.encoder == "conv" else _hidden(self, z)
-        shape = (*z.shape[:-1], *self.vae.image_shape)
-        if self.vae.likelihood == "bernoulli":
-            return self.logits(hidden).reshape(shape)
-        log_scale = bounded_log_scale(self.log_scale[...], LIKELIHOODS[self.vae.likelihood])
-        return LocationScale(self.location(hidden).reshape(shape), log_scale)
-
-
-class Networks(nnx.Module):
-    """Encoder and decoder with their parameters: a model for :mod:`planar_vae_jax.vae.objectives`."""
-
-    def __init__(self, vae: "VAE", *, rngs: nnx.Rngs):
-        self.decode = Decoder(vae, rngs=rngs)
-        self.encode = Encoder(vae, rngs=rngs)
-        if vae.precision == "bfloat16":
-            compute_in_bfloat16(self)
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """The family of ``p(x|z)``."""
-        return LIKELIHOODS[self.decode.vae.likelihood]
-
-
-@dataclasses.dataclass(frozen=True)
-class VAE:
-    """The architecture of a VAE whose encoder's sample goes through K planar layers (Xu et al. 2023, figure 1).
-
-    K = 0 is the ordinary VAE: with the same key, encoder and decoder start from the same parameters for every K.
+        vae = VAE(encoder, PlanarPosterior(encoder.features, 40, 5, rngs=rngs), decoder, Bernoulli())
+        posterior = vae.encode(images)      # q(z|x), a PlanarFlow, of images [B, H, W]
+        z, log_q0, log_det = posterior.transform(noise)
+        parameters = vae.decode(z)          # of vae.likelihood
 
     Args:
-        image_shape: ``(H, W)``, or ``(H, W, C)`` as of colours.
-        latent: L, the size of ``z``.
-        hidden: width of the hidden layers of encoder and decoder; of no use with ``encoder="conv"``.
-        layers: hidden layers of encoder and decoder each, 1 or 2; of no use with ``encoder="conv"``.
-        flow_length: K >= 0.
-        amortized: whether the encoder gives each image its own flow; otherwise all images share one (the paper).
-        h: the flow's nonlinearity, one of ``NONLINEARITIES``.
-        posterior: ``"diagonal"`` or ``"full"``, the covariance of q_0, by a Cholesky factor from the encoder.
-        encoder: ``"mlp"``, or ``"conv"``: the gated convolutions of van den Berg et al. (2018), and their decoder.
-        likelihood: one of ``LIKELIHOODS``.
-        dtype: of all parameters and therefore of all that is computed from float32 or float64 images.
-        precision: one of ``PRECISIONS``, in which encoder and decoder are computed (``precision``).
+        encoder: ``images [..., H, W] -> features``.
+        posterior: ``features -> q(z|x)``, anything with ``mean`` and ``transform(noise)`` (:class:`Posterior`).
+        decoder: ``z [..., L] ->`` the parameters of the likelihood.
+        likelihood: what the decoder's result means (:class:`Likelihood`); static, not trained.
 
     Raises:
-        ValueError: for a size that is no whole number in its range, a name that is none, an amortised flow without
-            layers, or images that the convolutions cannot halve twice.
+        ValueError: if a part holds anything but floating-point ``nnx.Param``.
     """
 
-    image_shape: tuple[int, ...]
-    _: dataclasses.KW_ONLY
-    latent: int = 40
-    hidden: int = 400
-    flow_length: int = 5
-    amortized: bool = False
-    h: str = "tanh"
-    dtype: str = "float32"
-    layers: int = 1
-    posterior: str = "diagonal"
-    encoder: str = "mlp"
-    likelihood: str = "bernoulli"
-    precision: str = "float32"
+    def __init__(self, encoder: Any, posterior: Any, decoder: Any, likelihood: Likelihood):
+        parts = {"encoder": encoder, "posterior": posterior, "decoder": decoder, "likelihood": likelihood}
+        for name, part in parts.items():
+            _check_parameters(name, part)
+        self.encoder, self.posterior, self.decoder, self.likelihood = parts.values()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "image_shape", tuple(self.image_shape))
-        if len(self.image_shape) not in (2, 3) or min(self.image_shape) < 1:
-            raise ValueError(f"image_shape must be (H, W) or (H, W, C), all at least 1; got {self.image_shape}")
-        for name, least in (("latent", 1), ("hidden", 1), ("flow_length", int(self.amortized))):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                amortized = " with amortized=True" if name == "flow_length" and self.amortized else ""
-                raise ValueError(f"{name} must be a whole number of at least {least}{amortized}; got {value!r}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")
-        check_nonlinearity(self.h)
-        if self.encoder == "conv" and not divisible_by_4(self.image_shape):
+    def encode(self, images: Float[Array, "..."]) -> Posterior:
+        """``q(z|x)`` of images ``[..., H, W]`` or ``[..., H, W, C]``, values in 0..1."""
+        return self.posterior(self.encoder(images))
+
+    def decode(self, z: Float[Array, "... L"]) -> Any:
+        """The parameters of the likelihood for ``z [..., L]``: a pytree of arrays ``[..., H, W]`` (or ``C`` beside)."""
+        return self.decoder(z)
+
+    @classmethod
+    def mlp(
+        cls,
+        image_shape: Sequence[int],
+        *,
+        latent: int = 40,
+        hidden: int = 400,
+        layers: int = 1,
+        flow_length: int = 5,
+        amortized: bool = False,
+        posterior: str = "diagonal",
+        h: str = "tanh",
+        likelihood: str | Likelihood = "bernoulli",
+        precision: str = "float32",
+        dtype: Any = "float32",
+        rngs: nnx.Rngs,
+    ) -> "VAE":
+        """Linear layers with ReLUs and a planar posterior, as in section 4.2 of the paper.
+
+        Args:
+            image_shape: ``(H, W)`` or ``(H, W, C)``.
+            latent: L, the size of ``z``.
+            hidden: width of the hidden layers of encoder and decoder.
+            layers: the number of these layers, 1 or 2.
+            flow_length: K, the number of planar layers.
+            amortized: each image has its own planar layers, from a head of the encoder.
+            posterior: the covariance of q_0, ``"diagonal"`` or ``"full"``.
+            h: the nonlinearity of the planar layers, one of ``NONLINEARITIES``.
+            likelihood: one of ``LIKELIHOODS``, or a likelihood of one's own.
+            precision: of encoder, heads and decoder, one of ``PRECISIONS``.
+            dtype: of the parameters, and so of what is computed from images of this dtype.
+            rngs: ``nnx.Rngs(seed)``. Encoder, decoder and the heads of ``mean`` and ``log_std`` are the same for every
+                ``flow_length``.
+
+        Raises:
+            ValueError: for a size that is not a whole number in its range, an unknown name, or an amortised flow of no
+                layers.
+        """
+        shape, options = checked_image_shape(image_shape), _common(latent, flow_length, amortized, likelihood)
+        hidden = whole_number("hidden", hidden, 1)
+        options |= {"posterior": posterior, "h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
+        return _mlp(rngs.params(), rngs.flow(), image_shape=shape, hidden=hidden, layers=layers, **options)
+
+    @classmethod
+    def conv(
+        cls,
+        image_shape: Sequence[int],
+        *,
+        latent: int = 40,
+        flow_length: int = 5,
+        amortized: bool = False,
+        posterior: str = "diagonal",
+        h: str = "tanh",
+        likelihood: str | Likelihood = "bernoulli",
+        precision: str = "float32",
+        dtype: Any = "float32",
+        rngs: nnx.Rngs,
+    ) -> "VAE":
+        """Gated convolutions (van den Berg et al. 2018) and a planar posterior; arguments as for :meth:`mlp`.
+
+        Raises:
+            ValueError: as :meth:`mlp`, and if H or W is not divisible by 4.
+        """
+        shape, options = checked_image_shape(image_shape), _common(latent, flow_length, amortized, likelihood)
+        options |= {"posterior": posterior, "h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
+        return _conv(rngs.params(), rngs.flow(), image_shape=shape, **options)
+
+
+def _check_parameters(name: str, part: Any) -> None:
+    """Refuses leaves that cannot be differentiated and optimised with the rest of the model."""
+    if not isinstance(part, nnx.Module):
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(part, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if not isinstance(leaf, nnx.Param) or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"image_shape must have H and W divisible by 4 with encoder='conv'; got {self.image_shape}"
+                f"{name} must hold floating-point nnx.Param alone, since a VAE is differentiated as a whole; "
+                f"got {name}{jax.tree_util.keystr(path)}: {type(leaf).__name__}, {dtype}. Instead of dropout or batch "
+                "statistics use layers without state (such as nnx.LayerNorm); make constants where they are used"
             )
 
-    @property
-    def features(self) -> int:
-        """What the encoder's heads are given: its width before them."""
-        return GatedEncoder.features if self.encoder == "conv" else self.hidden
 
-    @property
-    def channels(self) -> int:
-        """C; 1 of images ``[H, W]``."""
-        return self.image_shape[2] if len(self.image_shape) == 3 else 1
-
-    def init(self, key: jax.Array) -> Any:
-        """Parameters drawn by ``key``: nested dicts of arrays."""
-        return _init(self, key)
-
-    def bind(self, params: Any) -> Networks:
-        """The model with these parameters: ``encode(images) -> PlanarFlow``, ``decode(z [..., L])``, ``likelihood``."""
-        graphdef, state = _structure(self)
-        nnx.replace_by_pure_dict(state := jax.tree.map(lambda leaf: leaf, state), params)
-        return nnx.merge(graphdef, state)
+# --- One compiled program makes all parameters: op by op, each shape of a parameter would be a program of its own.
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _init(vae: VAE, key: jax.Array) -> Any:
-    return nnx.to_pure_dict(nnx.state(Networks(vae, rngs=_rngs(key)), nnx.Param))
+def _common(latent: int, flow_length: int, amortized: bool, likelihood: str | Likelihood) -> dict[str, Any]:
+    """Arguments that ``mlp`` and ``conv`` share, checked, as static arguments of a compiled function."""
+    if isinstance(likelihood, str):
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, or an object; got {likelihood!r}")
+        likelihood = LIKELIHOODS[likelihood]
+    return {
+        "latent": whole_number("latent", latent, 1),
+        "flow_length": whole_number("flow_length", flow_length, 0),
+        "amortized": bool(amortized),
+        "likelihood": likelihood,
+    }
 
 
-def _rngs(key: jax.Array) -> nnx.Rngs:
-    """Encoder and decoder draw from one stream and the flow from another, so that K does not change the former."""
-    params_key, flow_key = jax.random.split(key)
-    return nnx.Rngs(params=params_key, flow=flow_key)
+_STATIC = ("image_shape", "latent", "flow_length", "amortized", "posterior", "h", "likelihood", "precision", "dtype")
 
 
-@functools.cache
-def _structure(vae: VAE) -> tuple[Any, Any]:
-    """Flax's description of the modules, and the shapes of their parameters."""
-    return nnx.split(nnx.eval_shape(lambda: Networks(vae, rngs=_rngs(jax.random.key(0)))), nnx.Param)
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "hidden", "layers"))
+def _mlp(
+    params_key: jax.Array, flow_key: jax.Array, *, image_shape: Any, hidden: int, layers: int, **given: Any
+) -> VAE:
+    rngs = nnx.Rngs(params=params_key, flow=flow_key)
+    options = {"dtype": given["dtype"], "precision": given["precision"], "rngs": rngs}
+    head = given["likelihood"].head(image_shape, given["dtype"])
+    decoder = MLPDecoder(given["latent"], image_shape, head, hidden, layers=layers, **options)
+    encoder = MLPEncoder(image_shape, hidden, layers=layers, **options)
+    return _assembled(encoder, decoder, given, options)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _conv(params_key: jax.Array, flow_key: jax.Array, *, image_shape: Any, **given: Any) -> VAE:
+    rngs = nnx.Rngs(params=params_key, flow=flow_key)
+    options = {"dtype": given["dtype"], "precision": given["precision"], "rngs": rngs}
+    head = given["likelihood"].head(image_shape, given["dtype"])
+    decoder = GatedDecoder(given["latent"], image_shape, head, **options)
+    encoder = GatedEncoder(image_shape, **options)
+    return _assembled(encoder, decoder, given, options)
+
+
+def _assembled(encoder: Any, decoder: Any, given: dict[str, Any], options: dict[str, Any]) -> VAE:
+    names = {"amortized": given["amortized"], "covariance": given["posterior"], "h": given["h"]}
+    posterior = PlanarPosterior(encoder.features, given["latent"], given["flow_length"], **names, **options)
+    return VAE(encoder, posterior, decoder, given["likelihood"])

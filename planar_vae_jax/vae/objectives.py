@@ -1,33 +1,36 @@
 """What a planar-flow VAE minimises and is judged by, in nats, on batches of images.
 
-Everything here asks for a model (:class:`Model`: an encoder, a decoder and a likelihood) and knows nothing else about
-it.
+All functions take a model first: a :class:`planar_vae_jax.vae.model.VAE`, or any object with ``encode(images)``,
+``decode(z)`` and ``likelihood`` (:class:`Model`).
 
-Keys: one key draws for the whole batch (training); keys ``[B]`` draw for each image by its own, so that what is drawn
-for an image depends on no other image and on no batch size (evaluation).
+Keys: one key draws for the whole batch (training). Keys ``[B]`` draw for each image from its own key, so that the draws
+of an image depend neither on the other images nor on the batch size (evaluation).
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 from planar_vae_jax.flows.distribution import standard_normal_log_prob
+from planar_vae_jax.vae.binarization import binarize, check_binarization
 from planar_vae_jax.vae.likelihoods import Likelihood
+from planar_vae_jax.vae.model import Posterior
+
+OBJECTIVES = ("elbo", "iwae", "reconstruction")
+SLACK = 1e-6  # beyond 0..1, what rounding adds to black and white
+
+# One key, or one for each image; of jax.random.key, or the words of jax.random.PRNGKey.
+Keys = Key[Array, "..."] | UInt32[Array, "... words"]
+Loss = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-class Posterior(Protocol):
-    """``q(z|x)`` of images: what is made of standard normal noise. :class:`PlanarFlow` is one."""
-
-    @property
-    def mean(self) -> jax.Array:
-        """``[..., L]``, of ``z_0``: what noise of zeros is before the flow."""
-
-    def transform(self, noise: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """``(z_K [..., L], log q_0(z_0|x) [...], log|det dz_K/dz_0| [...])`` of ``noise [..., L]`` from N(0, I)."""
-
-
+@runtime_checkable
 class Model(Protocol):
     """A VAE with its parameters. Images are ``[..., H, W]`` or ``[..., H, W, C]``, values in 0..1."""
 
@@ -49,7 +52,7 @@ class Terms(NamedTuple):
     log_det: jax.Array  # [...], log|det dz_K/dz_0|
     log_prior: jax.Array  # [...], log p(z_K), at z_K and never at z_0
     log_likelihood: jax.Array  # [...], log p(x|z_K)
-    squared_error: jax.Array  # [...], sum over pixels of (x - their mean)^2; no nats
+    squared_error: jax.Array  # [...], sum over pixels of (x - their mean)^2; not in nats
 
     @property
     def kl(self) -> jax.Array:
@@ -76,14 +79,21 @@ class Terms(NamedTuple):
         return math.log(len(self.log_q0)) - jax.nn.logsumexp(-self.free_energy, axis=0)
 
     def objective(self, name: str) -> jax.Array:
-        """``"elbo"``: the free energy; ``"iwae"``: the importance bound over the leading axis; ``"reconstruction"``:
-        the squared error, without a KL term."""
+        """What training by the objective ``name`` minimises, for each image.
+
+        ``"elbo"``: the free energy; ``"iwae"``: the importance bound over the leading axis; ``"reconstruction"``: the
+        squared error, without a KL term.
+
+        Raises:
+            ValueError: if ``name`` is not one of ``OBJECTIVES``.
+        """
+        _check_objective(name)
         if name == "iwae":
             return self.importance_bound
         return self.squared_error if name == "reconstruction" else self.free_energy
 
     def annealed(self, temperature: jax.Array | float, kl_weight: jax.Array | float) -> jax.Array:
-        """Free energy for training, under either of two annealings (1 switches one off; schedules: ``losses``).
+        """The free energy for training, under one or both of two annealings; a value of 1 switches one off.
 
         Args:
             temperature: beta_t of Rezende & Mohamed (eq. 20), which multiplies ``log p(x, z_K)``.
@@ -93,56 +103,51 @@ class Terms(NamedTuple):
         return kl_weight * kl - temperature * self.log_likelihood
 
 
-def free_energy(model: Model, images: jax.Array, key: jax.Array) -> Terms:
-    """Terms of the free energy of each image, with one sample of ``z_0`` each.
+def free_energy(
+    model: Model, images: Float[Array, "B H W *C"], key: Keys, *, posterior: Posterior | None = None
+) -> Terms:
+    """Terms of the free energy of each image, with one sample of ``z_0`` each (Rezende & Mohamed 2015, eq. 15).
 
     Args:
-        model: encoder and decoder.
-        images: ``[B, H, W]`` or ``[B, H, W, C]``, values 0 or 1 for a Bernoulli likelihood. Grey levels are accepted,
-            but then its term is a cross-entropy and ``free_energy`` bounds no likelihood.
-        key: one key for the batch, or keys ``[B]``, one an image.
+        model: a VAE.
+        images: ``[B, H, W]`` or ``[B, H, W, C]`` of a floating dtype, values in 0..1; 0 or 1 for a Bernoulli
+            likelihood. It accepts grey levels too, but then its term is a cross-entropy, and ``free_energy`` bounds no
+            likelihood.
+        key: one key for the batch, or keys ``[B]``, one for each image.
+        posterior: another ``q(z|x)`` of these images than ``model.encode(images)``.
 
     Returns:
         :class:`Terms`, each ``[B]``.
+
+    Raises:
+        ValueError: for images of another rank or dtype, or (outside of ``jax.jit``) with values that are not in 0..1;
+            for a key that is not a JAX key, or keys of another number than images.
     """
-    posterior = model.encode(images)
-    return _terms(model, posterior, images, noise(key, posterior.mean))
+    _check_images(images)
+    key = _checked_key(key, images)
+    posterior = model.encode(images) if posterior is None else posterior
+    return terms(model, posterior, images, noise(key, posterior.mean))
 
 
-def sampled_terms(model: Model, images: jax.Array, key: jax.Array, samples: int) -> Terms:
-    """As :func:`free_energy`, with ``samples`` samples of each image by one key for the batch: each ``[samples, B]``.
+def sampled_terms(model: Model, images: Float[Array, "B H W *C"], key: Keys, samples: int) -> Terms:
+    """As :func:`free_energy`, with ``samples`` samples of each image from one key for the batch: each ``[samples, B]``.
 
-    Memory is O(samples B H W): for training. Many samples: :func:`importance_nll`.
+    Memory is O(samples B H W), for training. For many samples use :func:`importance_nll`.
+
+    Raises:
+        ValueError: as :func:`free_energy`.
     """
+    _check_images(images)
+    key = typed_key(key)
     posterior = model.encode(images)
     shape = (samples, *posterior.mean.shape)
-    return _terms(model, posterior, images, jax.random.normal(key, shape, posterior.mean.dtype))
+    return terms(model, posterior, images, jax.random.normal(key, shape, posterior.mean.dtype))
 
 
-def fold_in_each(keys: jax.Array, number: jax.Array | int) -> jax.Array:
-    """Keys ``[B]``, one an image, with ``number`` folded into each."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
-def typed_key(key: jax.Array) -> jax.Array:
-    """The key, or keys, as of ``jax.random.key``; those of ``jax.random.PRNGKey`` are arrays of words."""
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-
-
-def noise(key: jax.Array, like: jax.Array) -> jax.Array:
-    """Standard normal draws of the shape of ``like [B, L]``, by one key or by keys ``[B]``."""
-    key = typed_key(key)
-    if key.ndim == 0:
-        return jax.random.normal(key, like.shape, like.dtype)
-    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
-
-
-def _terms(model: Model, posterior: Posterior, images: jax.Array, noise: jax.Array) -> Terms:
-    """For ``noise [..., B, L]``: as many samples of each image's ``z_0``."""
+def terms(model: Model, posterior: Posterior, images: Float[Array, "..."], noise: jax.Array) -> Terms:
+    """Terms of images under ``posterior``, for given standard normal ``noise [..., B, L]``: each ``[..., B]``."""
     zK, log_q0, log_det = posterior.transform(noise)
-    # Pixels in one axis: loops over 784 are faster than loops over 28 times 28.
-    axes = images.ndim - (posterior.mean.ndim - 1)  # of an image: (H, W) or (H, W, C)
-    images, parameters = jax.tree.map(lambda leaf: _flat(leaf, axes), (images, model.decode(zK)))
+    images, parameters = _pixels(model, images, zK)
     mean = model.likelihood.mean(parameters)
     images = jnp.broadcast_to(images, mean.shape)
     return Terms(
@@ -154,26 +159,111 @@ def _terms(model: Model, posterior: Posterior, images: jax.Array, noise: jax.Arr
     )
 
 
+def log_joint(model: Model, images: Float[Array, "..."], z: Float[Array, "*Z L"]) -> Float[Array, "*Z"]:
+    """``log p(x, z) = log N(z; 0, I) + log p(x|z)`` in nats, ``[...]``, of images at points ``z [..., L]``.
+
+    Args:
+        model: a VAE.
+        images: one image ``[H, W]`` (or ``[H, W, C]``), or a batch whose leading axes broadcast against those of ``z``.
+        z: for instance ``[B, L]``, a point for each image, or ``[N, L]``, a grid for one image.
+    """
+    images, parameters = _pixels(model, images, z)
+    # Not by the shape of the parameters: those of a likelihood may have other axes.
+    images = jnp.broadcast_to(images, (*z.shape[:-1], images.shape[-1]))
+    return standard_normal_log_prob(z) + model.likelihood.log_prob(images, parameters)
+
+
+def _pixels(model: Model, images: jax.Array, z: jax.Array) -> tuple[jax.Array, Any]:
+    """Images and the parameters of ``p(x|z)``, with the pixels in one axis, since loops over 784 are fast."""
+    parameters = model.decode(z)
+    axes = max(leaf.ndim for leaf in jax.tree.leaves(parameters)) - (z.ndim - 1)  # of an image: (H, W) or (H, W, C)
+    return jax.tree.map(lambda leaf: _flat(leaf, axes), (images, parameters))
+
+
 def _flat(array: jax.Array, axes: int) -> jax.Array:
     """The last ``axes`` axes as one: ``[..., H, W]`` to ``[..., H W]``."""
     leading = array.ndim - axes
     return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
 
 
+# --- Keys and noise
+
+
+def typed_key(key: Keys) -> Key[Array, "..."]:
+    """``key`` in the form of ``jax.random.key``; the words of ``jax.random.PRNGKey`` are wrapped.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype != jnp.uint32 or not key.ndim:
+        raise ValueError(f"key must be made by jax.random.key or jax.random.split; got {key!r}")
+    return jax.random.wrap_key_data(key)
+
+
+def _checked_key(key: Keys, images: jax.Array) -> jax.Array:
+    """One key for the batch, or one for each image."""
+    typed = typed_key(key)
+    if typed.shape not in ((), images.shape[:1]):
+        raise ValueError(f"key must be one key, or keys [{len(images)}], one for each image; got {list(typed.shape)}")
+    return typed
+
+
+def fold_in_each(keys: Key[Array, " B"], number: Any) -> Key[Array, " B"]:
+    """Keys ``[B]``, one for each image, with ``number`` folded into each."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def noise(key: Keys, like: Float[Array, "*B L"]) -> Float[Array, "*B L"]:
+    """Standard normal draws of the shape of ``like [B, L]``, from one key or from keys ``[B]``."""
+    key = typed_key(key)
+    if key.ndim == 0:
+        return jax.random.normal(key, like.shape, like.dtype)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
+
+
+def _check_images(images: Any) -> None:
+    dtype = getattr(images, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating-point arrays of values in 0..1; got {dtype or type(images).__name__} "
+            "(grey levels 0 to 255: binarize(key, images, binarization) first)"
+        )
+    if images.ndim not in (3, 4):
+        raise ValueError(f"images must be of shape [B, H, W] or [B, H, W, C]; got {list(images.shape)}")
+    if isinstance(images, jax.core.Tracer) or not getattr(images, "is_fully_addressable", True) or not images.size:
+        return
+    values = np.asarray(images)  # by NumPy, since jnp.min of a constant is traced inside jax.jit
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -SLACK and high <= 1.0 + SLACK):
+        raise ValueError(f"images must have values in 0..1; got {low:.9g} to {high:.9g}")
+
+
+# --- The marginal likelihood
+
+
 class MarginalLikelihood(NamedTuple):
     """An importance-sampling estimate for each image."""
 
     nll: jax.Array  # [B], or [M, B] for M numbers of samples; -log p(x), nats
-    effective_sample_size: jax.Array  # the same; between 1 and S; near 1 the estimate hangs on one sample
+    effective_sample_size: jax.Array  # the same; from 1, where one sample makes the estimate, to S
 
 
 def sample_counts(samples: int) -> tuple[int, ...]:
-    """S/4, S/2 and S, whole and without 0: where an estimate that has settled no longer changes."""
+    """S/4, S/2 and S as whole numbers without 0; an estimate that has converged is the same for all three."""
     return tuple(sorted({samples // 4, samples // 2, samples} - {0}))
 
 
 def importance_nll(
-    model: Model, images: jax.Array, key: jax.Array, *, samples: int | tuple[int, ...], chunk: int = 128
+    model: Model,
+    images: Float[Array, "B H W *C"],
+    key: Keys,
+    *,
+    samples: int | tuple[int, ...],
+    chunk: int = 128,
+    posterior: Posterior | None = None,
 ) -> MarginalLikelihood:
     """``-log p(x)`` of each image by importance sampling from ``q(z_K|x)`` (Burda et al. 2016, eq. 8).
 
@@ -181,33 +271,113 @@ def importance_nll(
     grows. The effective sample size is ``(sum w)^2 / sum w^2``.
 
     Args:
-        model: encoder and decoder.
-        images: ``[B, H, W]`` or ``[B, H, W, C]``, as :func:`free_energy` takes them.
-        key: one key for the batch, or keys ``[B]``. Sample ``s`` of an image has a key of its own, whatever S is.
-        samples: S; or several, whose estimates share samples: that of a smaller S is of the first S, in one pass.
-        chunk: samples of an image that are held at a time: memory is O(chunk B H W), time O(S B).
+        model: a VAE.
+        images: ``[B, H, W]`` or ``[B, H, W, C]``, as for :func:`free_energy`.
+        key: one key for the batch, or keys ``[B]``. Sample ``s`` of an image has the same key for every S.
+        samples: S, or several numbers S. The estimate of each S uses the first S samples, all in one pass.
+        chunk: samples of an image in memory at a time: memory is O(chunk B H W), time O(S B).
+        posterior: another ``q(z|x)`` of these images than ``model.encode(images)``.
+
+    Returns:
+        Both ``[B]`` for one S, ``[M, B]`` for M of them.
+
+    Raises:
+        ValueError: for a number of samples below 1, and as :func:`free_energy`.
     """
-    if isinstance(samples, int):
-        one = importance_nll(model, images, key, samples=(samples,), chunk=chunk)
+    if not isinstance(samples, tuple | list):
+        one = importance_nll(model, images, key, samples=(operator.index(samples),), chunk=chunk, posterior=posterior)
         return MarginalLikelihood(*(leaf[0] for leaf in one))
     if not samples or min(samples) < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
-    posterior = model.encode(images)
-    key = typed_key(key)
+    _check_images(images)
+    key = _checked_key(key, images)
+    posterior = model.encode(images) if posterior is None else posterior
     keys = jax.random.split(key, len(images)) if key.ndim == 0 else key
     counts, most = jnp.array(samples), max(samples)
     chunk = min(chunk, most)
 
-    def log_weights(start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """``log sum w`` and ``log sum w^2`` over the chunk of samples that begins at ``start``, ``[M, B]`` each."""
+    def weights(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The largest log-weight of a chunk, and relative to it the sums of weights and of their squares: [M, B]."""
         numbers = start + jnp.arange(chunk)
         draws = jax.vmap(lambda s: noise(fold_in_each(keys, s), posterior.mean))(numbers)
-        log_w = -_terms(model, posterior, images, draws).free_energy
+        log_w = -terms(model, posterior, images, draws).free_energy
         # [M, chunk, B]; the last chunk may be longer than S.
         log_w = jax.vmap(lambda count: jnp.where((numbers < count)[:, None], log_w, -jnp.inf))(counts)
-        return jax.nn.logsumexp(log_w, axis=1), jax.nn.logsumexp(2.0 * log_w, axis=1)
+        largest = _shift(jnp.max(log_w, axis=1))
+        w = jnp.exp(log_w - largest[:, None])
+        return largest, jnp.sum(w, axis=1), jnp.sum(jnp.square(w), axis=1)
 
-    sums = jax.lax.map(log_weights, jnp.arange(0, most, chunk))
-    log_sum, log_sum_squares = (jax.nn.logsumexp(part, axis=0) for part in sums)
-    nll = jnp.log(counts.astype(log_sum.dtype))[:, None] - log_sum
-    return MarginalLikelihood(nll, jnp.exp(2.0 * log_sum - log_sum_squares))
+    # Relative to the largest weight of all, the sums are exact to rounding however large the image's nats are.
+    largest, sums, squares = jax.lax.map(weights, jnp.arange(0, most, chunk))
+    shift = _shift(jnp.max(jnp.where(sums > 0, largest, -jnp.inf), axis=0))
+    scale = jnp.exp(jnp.where(sums > 0, largest - shift[None], 0.0))
+    total, total_squares = jnp.sum(sums * scale, axis=0), jnp.sum(squares * jnp.square(scale), axis=0)
+    size = counts.astype(total.dtype)[:, None]
+    nll = jnp.log(size) - (shift + jnp.log(total))
+    return MarginalLikelihood(nll, jnp.clip(jnp.square(total) / total_squares, 1.0, size))
+
+
+def _shift(largest: jax.Array) -> jax.Array:
+    """``largest`` where it is finite, else 0, as a constant for derivatives."""
+    return jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
+
+
+# --- What training minimises
+
+
+def vae_loss(
+    objective: str, binarization: str, *, train_samples: int = 1, kl_warmup_steps: int = 0, annealing_steps: int = 0
+) -> Loss:
+    """The loss of an objective: the mean over a batch of images ``[B, H, W]`` uint8 of what a VAE minimises.
+
+    Args:
+        objective: ``"elbo"``: the free energy, nats; ``"iwae"``: the bound of Burda et al. (2016, eq. 8) from
+            ``train_samples`` samples of each image, nats; ``"reconstruction"``: the squared error, without a KL term.
+        binarization: one of ``BINARIZATIONS``; for ``"static"`` the images have been drawn once, as 0 or 255.
+        train_samples: k of ``"iwae"``; the figures ``reconstruction`` and ``kl`` are means over the k samples.
+        kl_warmup_steps: steps over which the weight of the KL term grows from 0 to 1; 0 for none.
+        annealing_steps: steps over which the temperature of log p(x, z) grows from 0.01 to 1 (Rezende & Mohamed 2015);
+            0 for none.
+
+    Returns:
+        ``loss(model, images, key, step) -> (value [], figures)``. The figures are ``train_loss``, ``reconstruction``
+        and ``kl``, ``[]`` each. Without annealing ``train_loss`` is the value; with it, ``annealed_loss`` is the value,
+        and ``train_loss`` is what the value would be without it.
+
+    Raises:
+        ValueError: for an unknown name, samples for another objective than ``"iwae"``, or annealing of another than
+            ``"elbo"``.
+    """
+    _check_objective(objective)
+    check_binarization(binarization)
+    if train_samples < 1 or (train_samples > 1 and objective != "iwae"):
+        raise ValueError(f"train_samples must be 1 unless objective='iwae'; got {train_samples} for {objective!r}")
+    for name, steps in (("kl_warmup_steps", kl_warmup_steps), ("annealing_steps", annealing_steps)):
+        if steps < 0 or (steps and objective != "elbo"):
+            raise ValueError(f"{name} must be 0, or positive with objective='elbo'; got {steps} for {objective!r}")
+    drawn = "none" if binarization == "static" else binarization
+
+    def loss(
+        model: Model, images: UInt8[Array, "B H W *C"], key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        binarize_key, noise_key = jax.random.split(key)
+        # An image in one row, whose pixels then share words of random bits.
+        x = binarize(binarize_key, images.reshape(len(images), -1), drawn).reshape(images.shape)
+        if objective == "iwae":
+            found = sampled_terms(model, x, noise_key, train_samples)
+        else:
+            found = free_energy(model, x, noise_key)
+        value = found.objective(objective)
+        figures = {"train_loss": value, "reconstruction": found.reconstruction, "kl": found.kl}
+        if kl_warmup_steps or annealing_steps:
+            temperature = jnp.minimum(1.0, 0.01 + step / annealing_steps) if annealing_steps else 1.0
+            kl_weight = jnp.minimum(1.0, step / kl_warmup_steps) if kl_warmup_steps else 1.0
+            figures["annealed_loss"] = value = found.annealed(temperature, kl_weight)
+        return jnp.mean(value), {name: jnp.mean(values) for name, values in figures.items()}
+
+    return loss
+
+
+def _check_objective(name: str) -> None:
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")

@@ -19,22 +19,22 @@ pytestmark = pytest.mark.usefixtures("any_promotion")
 
 def test_our_training_may_be_split_anywhere():
     task, cut, whole = tiny_task(), untrained(), untrained()
-    jax.tree.map(np.testing.assert_array_equal, cut.state.params, task.params())  # compiling took no step
+    jax.tree.map(np.testing.assert_array_equal, cut.state.params, task.model())  # compiling took no step
     for steps in (1, 2, 2):  # an epoch has 2 steps
         cut.train(steps)
     whole.train(5)
     assert (cut.epoch, cut.position, int(cut.state.step)) == (2, 1, 5)
     jax.tree.map(np.testing.assert_array_equal, cut.params(), whole.params())
-    moved = jax.tree.map(lambda new, old: float(np.max(np.abs(new - old))), cut.params(), task.params())
+    moved = jax.tree.map(lambda new, old: float(np.max(np.abs(new - old))), cut.params(), task.model())
     assert all(distance > 0.0 for distance in jax.tree.leaves(moved))
 
 
 def test_names_of_parameters_go_back_and_forth():
-    params = tiny_task(flow_length=0).params()
-    named = by_name(params)
-    assert {"encode.hidden.kernel", "decode.logits.bias"} <= set(named)
-    assert not {"encode.u", "encode.w", "encode.b"} & set(named)  # empty
-    jax.tree.map(np.testing.assert_array_equal, from_names(named, params), params)
+    model = tiny_task(flow_length=0).model()
+    named = by_name(model)
+    assert {"encoder.hidden.first.kernel", "decoder.last.bias"} <= set(named)
+    assert not {"posterior.u", "posterior.w", "posterior.b"} & set(named)  # empty
+    jax.tree.map(np.testing.assert_array_equal, from_names(named, model), model)
 
 
 @pytest.mark.parametrize("style", ["eager", "tuned"])
@@ -43,9 +43,9 @@ def test_pytorch_trains_the_same_model(style):
     task = tiny_task()
     theirs = TorchTraining(task, style, "adam")
     assert max(theirs.errors.values()) < 1e-5
-    jax.tree.map(np.testing.assert_array_equal, theirs.params(), task.params())
+    jax.tree.map(np.testing.assert_array_equal, theirs.params(), task.model())
     theirs.train(4)
-    moved = jax.tree.map(lambda new, old: float(np.max(np.abs(new - old))), theirs.params(), task.params())
+    moved = jax.tree.map(lambda new, old: float(np.max(np.abs(new - old))), theirs.params(), task.model())
     assert all(0.0 < distance < 0.01 for distance in jax.tree.leaves(moved))  # a step of Adam is at most about 1e-3
     assert {style for style, chosen in STYLES.items() if chosen.layer_modules} == {"eager"}
 
@@ -86,7 +86,7 @@ def test_evaluating_leaves_a_schedule_free_training_alone():
     theirs = TorchTraining(tiny_task(), "tuned", "schedule_free")
     theirs.train(2)
     before = [parameter.detach().clone() for parameter in theirs.model.parameters()]
-    average = theirs.params()["decode"]["logits"]["bias"]
+    average = theirs.params().decoder.last.bias[...]
     assert np.max(np.abs(average - theirs.model.logits.bias.detach().numpy())) > 1e-6
     for old, new in zip(before, theirs.model.parameters(), strict=True):
         torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-7)

@@ -1,5 +1,9 @@
 """Pixels become Bernoulli draws with the right probability, and certainly so at black and white."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +97,28 @@ def test_draws_are_the_same_in_either_width(binarization):
     with precision(np.float64):
         wide = draws()
     np.testing.assert_array_equal(wide, draws())
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from planar_vae_jax.vae.binarization import binarize
+
+pixels = jnp.asarray(np.random.RandomState(0).randint(0, 256, (16, 8, 9)), jnp.uint8)
+draw = jax.jit(lambda pixels: binarize(jax.random.key(3), pixels, "dynamic"))
+alone = draw(pixels)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        for spec in (P("data"), P(None, "data")):
+            np.testing.assert_array_equal(draw(jax.device_put(pixels, NamedSharding(mesh, spec))), alone)
+"""
+
+
+@pytest.mark.parametrize("partitionable", ["0", "1"])
+def test_eight_devices_draw_what_one_draws(partitionable):
+    """In both orders in which JAX's threefry counts (``jax_threefry_partitionable``)."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_THREEFRY_PARTITIONABLE": partitionable}
+    command = [sys.executable, "-c", DEVICES]
+    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -75,7 +75,7 @@ def q_covariance(full):
 
 
 def images():
-    """Each image many times, ``[IMAGES REPEATS, H, W]``."""
+    """Each image many times, ``[IMAGES REPEATS, H, W]``; not in 0..1, so an argument of what is compiled."""
     return np.repeat(X, REPEATS, axis=0).reshape(-1, *SHAPE).astype(np.float32)
 
 
@@ -86,15 +86,15 @@ def by_image(values):
 
 
 @functools.partial(jax.jit, static_argnames="full")
-def drawn(key, full):
+def drawn(key, x, full):
     """Terms of every image many times, and the KL of each image's ``q_0`` in closed form."""
     model = LinearGaussian(full)
-    return free_energy(model, images(), key), jnp.sum(model.encode(images()[::REPEATS]).base_kl, -1)
+    return free_energy(model, x, key), jnp.sum(model.encode(x[::REPEATS]).base_kl, -1)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
 def test_the_free_energy_is_above_the_nll_by_the_kl_to_the_true_posterior(full):
-    terms, _ = jax.device_get(drawn(jax.random.key(0), full))
+    terms, _ = jax.device_get(drawn(jax.random.key(0), images(), full))
     mean, error = by_image(terms.free_energy)
     gap = [kl_of_normals(m + 0.1, q_covariance(full), m, COVARIANCE) for m in MEANS]
     assert np.all(np.abs(mean - TRUTH - gap) < 5 * error + 1e-4)
@@ -102,7 +102,7 @@ def test_the_free_energy_is_above_the_nll_by_the_kl_to_the_true_posterior(full):
 
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
 def test_without_a_flow_the_one_sample_kl_is_the_closed_form(full):
-    terms, closed = jax.device_get(drawn(jax.random.key(1), full))
+    terms, closed = jax.device_get(drawn(jax.random.key(1), images(), full))
     mean, error = by_image(terms.kl)
     assert np.all(np.abs(mean - closed) < 5 * error)
     truth = [kl_of_normals(m + 0.1, q_covariance(full), np.zeros(2), np.eye(2)) for m in MEANS]
@@ -112,8 +112,8 @@ def test_without_a_flow_the_one_sample_kl_is_the_closed_form(full):
 @pytest.mark.parametrize("flow_length", [0, 4])
 def test_the_importance_nll_approaches_the_truth_from_above(flow_length):
     model = LinearGaussian(full=True, flow_length=flow_length)
-    estimate = jax.jit(lambda key: importance_nll(model, images(), key, samples=(1, 4, 16, 1000)).nll)
-    found = [by_image(nll) for nll in np.asarray(estimate(jax.random.key(2)))]
+    estimate = jax.jit(lambda key, x: importance_nll(model, x, key, samples=(1, 4, 16, 1000)).nll)
+    found = [by_image(nll) for nll in np.asarray(estimate(jax.random.key(2), images()))]
     for (mean, error), (better, better_error) in itertools.pairwise(found):
         assert np.all(mean - better > -4 * np.hypot(error, better_error))
         assert np.all(better > TRUTH - 4 * better_error - 1e-4)  # above, in expectation
