@@ -37,7 +37,7 @@ class Config(RunFlags):
     pause: float = flag(0.0, "seconds that each report takes", at_least=0.0, resumable=True)
     other: bool = flag(False, "other examples", resumable=True)
     other_valid: bool = flag(False, "other validation examples", resumable=True)
-    room: int = flag(0, "bytes for two chunks of the examples; 0: they are whole", at_least=0, resumable=True)
+    chunk: int = flag(0, "bytes of a chunk of the examples; 0: they are whole", at_least=0, resumable=True)
 
 
 def examples(seed: int = 0) -> dict[str, np.ndarray]:
@@ -69,15 +69,15 @@ def report(params) -> dict[str, float | None]:
     return {"distance": float(jnp.sum(jnp.square(params["w"] - 1.0))), "nothing": None}
 
 
-def streamed(data: dict[str, np.ndarray], room: int) -> Streamed:
+def streamed(data: dict[str, np.ndarray], chunk_bytes: int) -> Streamed:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    return Streamed(lambda rows: jax.tree.map(lambda leaf: leaf[rows], data), like, EXAMPLES, room)
+    return Streamed(lambda rows: jax.tree.map(lambda leaf: leaf[rows], data), like, EXAMPLES, chunk_bytes)
 
 
 def arguments(config: Config) -> dict[str, Any]:
     """Of ``fit``, but for the run."""
     data = None if config.data == "none" else examples(int(config.other))
-    data = streamed(data, config.room) if data and config.room else data
+    data = streamed(data, config.chunk) if data and config.chunk else data
     return {
         "loss": make_loss(config.bomb),
         "optimizer": make_optimizer(config.rate),

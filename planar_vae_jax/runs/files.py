@@ -78,7 +78,7 @@ def remove_unfinished(folder: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes strict JSON; numbers that are not finite become null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
