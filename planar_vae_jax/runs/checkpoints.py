@@ -96,6 +96,11 @@ class Checkpoints:
         self._manager: Any = None
         self._saving: int | None = None
 
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, damaged or not; None if there is none."""
+        return max(_steps(self.directory), default=None)
+
     def restore(self, like: Any) -> Restored | None:
         """The newest whole checkpoint, or None if there is no checkpoint at all.
 
