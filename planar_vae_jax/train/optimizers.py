@@ -1,8 +1,8 @@
 """The optimisers of the experiments, and the parameters that a model is evaluated with.
 
-Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682) computes gradients at one point ``y``; the model is evaluated
-at another, the average ``x`` of earlier points. Its learning rate does not decay, so the number of epochs is not fixed in
-advance: a longer run continues a shorter one.
+Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682) computes gradients at one point ``y``; the model is
+evaluated at another, the average ``x`` of earlier points. Its learning rate does not decay, so the number of epochs is
+not fixed in advance: a longer run continues a shorter one.
 """
 
 from typing import Any
