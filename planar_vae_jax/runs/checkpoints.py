@@ -16,7 +16,9 @@ whether Flax wraps a parameter in a container. In several processes each one cal
 sees the same folder; process 0 writes.
 """
 
+import asyncio
 import contextlib
+import functools
 import importlib
 import json
 import logging
@@ -25,7 +27,7 @@ import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +39,10 @@ from planar_vae_jax.runs.files import RunError, sync_tree
 
 _FORMAT = 3  # to be raised whenever an older program could misread a checkpoint
 _DAMAGED = "damaged"  # the folder into which damaged checkpoints are moved
-_WRITING = threading.Lock()  # Orbax keeps the signals of a save in globals: one save at a time in a process
+
+# Orbax keeps the signals of a save in globals, so a process writes one checkpoint at a time, whatever its folder.
+_WRITING = threading.Lock()
+_writer: "Checkpoints | None" = None  # whose checkpoint is being written
 
 
 class CheckpointError(RunError):
@@ -95,6 +100,7 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
         self._manager: Any = None
         self._saving: int | None = None
+        self._error: Exception | None = None  # of the checkpoint that was begun last
 
     @property
     def newest(self) -> int | None:
@@ -168,19 +174,16 @@ class Checkpoints:
         self.begin_to_write()
         args = _orbax().args
         items = {"state": args.PyTreeSave(leaves), "meta": args.JsonSave(whole)}
+        newest = self.newest
+        if newest is not None and step <= newest:
+            raise CheckpointError(f"{self.directory}: step {step} is not after {newest}, so it was not saved")
         if score is not None:
             self._scores[step] = score
-        _WRITING.acquire()
-        self._saving = step
-        try:
-            with _quiet():
-                begun = self._manager.save(step, args=args.Composite(**items))
-        except Exception as error:
-            raise self._failed(error) from error
-        if not begun:
-            self._done()
-            newest = _steps(self.directory)[-1]
-            raise CheckpointError(f"{self.directory}: step {step} is not after {newest}, so it was not saved")
+        with _WRITING:
+            if _writer is not None:
+                _writer._finish()
+            self._begin(step, items)
+        self._raise()
 
     def wait(self) -> None:
         """Returns when the checkpoint that was begun is on the disk and would survive a power failure.
@@ -188,16 +191,9 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written.
         """
-        if self._saving is None:
-            return
-        try:
-            with _quiet():
-                self._manager.wait_until_finished()
-            if hosts.index() == 0:
-                sync_tree(self.directory / str(self._saving))
-        except Exception as error:
-            raise self._failed(error) from error
-        self._done()
+        with _WRITING:
+            self._finish()
+        self._raise()
 
     def close(self) -> None:
         """Waits, and releases the folder.
@@ -223,11 +219,15 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._remove_unfinished()
         for step in self._damaged:
             _set_aside(self.directory, step)
         self._scores.update(_scores(self.directory))
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a save left that failed or was killed."""
+        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _open(self) -> Any:
         ocp, policies = _orbax(), importlib.import_module("orbax.checkpoint.checkpoint_managers")
@@ -246,18 +246,45 @@ class Checkpoints:
                 path.unlink()
             return ocp.CheckpointManager(self.directory, options=options)
 
-    def _done(self) -> None:
-        self._saving = None
-        _WRITING.release()
+    def _begin(self, step: int, items: dict[str, Any]) -> None:
+        """Hands a checkpoint to Orbax; the caller holds the lock, and nothing else is being written."""
+        global _writer
+        _writer, self._saving = self, step
+        try:
+            with _quiet():
+                if not self._manager.save(step, args=_orbax().args.Composite(**items)):
+                    raise RuntimeError(f"Orbax did not save step {step}")
+        except Exception as error:
+            self._finish(error)
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        """The error to raise, once the remains of the failed save are removed."""
-        with contextlib.suppress(Exception), _quiet():
-            self._manager.wait_until_finished()
-        self._done()
-        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
-        return CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}")
+    def _finish(self, error: Exception | None = None) -> None:
+        """Waits for the checkpoint that was begun and keeps its error for the caller of :meth:`wait`.
+
+        The caller holds the lock. It may be another thread, which waits before it writes into another folder.
+
+        Args:
+            error: by which the save has failed already.
+        """
+        global _writer
+        if self._saving is None:
+            return
+        try:
+            with _quiet():
+                self._manager.wait_until_finished()
+            if error is None and hosts.index() == 0:
+                sync_tree(self.directory / str(self._saving))
+        except Exception as late:
+            error = error or late
+        if error is not None:
+            self._error = error
+            self._scores.pop(self._saving, None)
+            self._remove_unfinished()
+        _writer = self._saving = None
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}") from error
 
 
 class _LowestScore(NamedTuple):
@@ -442,10 +469,11 @@ def _read(path: Path) -> Stored:
     content = _read_json(path)
     entries = content["leaves"]
     ocp, epath = _orbax(), importlib.import_module("etils.epath")
+    handlers = ocp.type_handlers.create_type_handler_registry((np.ndarray, _reader()))
     names = [name for name, entry in entries.items() if 0 not in entry["shape"]]
     restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     with _quiet():
-        state = ocp.PyTreeCheckpointHandler().restore(
+        state = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers).restore(
             epath.Path(path / "state"), args=ocp.args.PyTreeRestore(restore_args=restore_args)
         )
     leaves = {}
@@ -458,6 +486,28 @@ def _read(path: Path) -> Stored:
         key = entry.get("key")
         leaves[name] = array if key is None else jax.random.wrap_key_data(jax.device_put(array), impl=key)
     return Stored(int(path.name), leaves, content["meta"], content["score"])
+
+
+@functools.cache
+def _reader() -> Any:
+    """Orbax's handler of NumPy arrays, except that an array that cannot be read waits for all the others.
+
+    Otherwise Orbax ends its event loop while TensorStore still reads them, which prints a traceback for each.
+    """
+
+    class Reader(_orbax().type_handlers.NumpyHandler):  # type: ignore[misc]
+        async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> list[Any]:
+            read = super().deserialize
+            each = zip(infos, args or [None] * len(infos), strict=True)
+            found: list[Any] = await asyncio.gather(
+                *(read([info], arg and [arg]) for info, arg in each), return_exceptions=True
+            )
+            for error in found:
+                if isinstance(error, BaseException):
+                    raise error
+            return [arrays[0] for arrays in found]
+
+    return Reader()
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
@@ -473,6 +523,7 @@ def _pack(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)  # whole on every device
         array = np.asarray(leaf)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)  # the byte order is not stored
         entries[name] = entry | {"dtype": str(array.dtype), "shape": list(array.shape), "crc32": _crc_of(array)}
         if array.size:
             leaves[name] = array
