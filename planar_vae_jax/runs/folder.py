@@ -96,10 +96,15 @@ class RunFolder:
             with replacing(self.workdir / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Writes ``summary.json``, which marks the run as finished, and prints where everything is."""
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Writes ``summary.json``, which marks the run as finished, and prints where everything is; returns it."""
         hosts.on_first(write_json, self.workdir / "summary.json", summary)
         say(f"figures and summary.json are in {self.workdir}")
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """The contents of ``summary.json`` of a finished run."""
+        return hosts.on_first(read_json, self.workdir / "summary.json") or {}
 
     def go_on(self, seconds: float, where: str | None) -> None:
         """Marks the run as unfinished again: process 0 removes ``summary.json`` and updates ``config.json``.
