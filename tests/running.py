@@ -51,37 +51,37 @@ def start(workdir, *flags):
     toy.main([f"--workdir={workdir}", *flags])
 
 
-# Calls by which this thread changes the disk; the threads of Orbax are not stopped.
-CALLS = ("replace", "rename", "fsync", "unlink", "truncate", "mkdir")
+# Calls that change the disk; TensorStore makes others, which are not seen.
+CALLS = ("replace", "rename", "fsync", "unlink", "rmdir", "truncate", "mkdir")
 
 
 class Disk:
-    """Counts the calls of this thread that change the disk; at one of them the process is "killed"."""
+    """Counts the calls that change the disk, those of Orbax's threads too; at one of them the process is "killed".
+
+    From then on, every such call of any thread raises.
+    """
 
     def __init__(self, patch, kill_at=None, after=False):
         self.calls, self.kill_at, self.after = [], kill_at, after
-        self.thread, self.dead = threading.get_ident(), False
+        self.lock, self.dead = threading.Lock(), False
         for name in CALLS:
             patch.setattr(os, name, self._counted(name, getattr(os, name)))
 
     def _counted(self, name, call):
         def counted(*args, **kwargs):
-            if threading.get_ident() != self.thread:
-                return call(*args, **kwargs)
-            now = len(self.calls) == self.kill_at
-            self.calls.append(name)
-            if self.dead or (now and not self.after):
-                self._die()
-            value = call(*args, **kwargs)
+            with self.lock:
+                now = len(self.calls) == self.kill_at
+                self.calls.append(name)
+                self.dead |= now and not self.after
+                if self.dead:
+                    raise Killed
+                value = call(*args, **kwargs)
+                self.dead |= now
             if now:
-                self._die()
+                raise Killed
             return value
 
         return counted
-
-    def _die(self):
-        self.dead = True
-        raise Killed
 
 
 def timeless(content):
