@@ -20,7 +20,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from undrawn import undraw
 
 from planar_vae_jax import Planar
 
@@ -76,12 +75,6 @@ def pytest_sessionfinish():
     """What pytest collects at its end, five times over, is not all that JAX has kept."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def undrawn():
-    """Runs of ``experiments.mnist`` in this process draw nothing, as it takes a second or more; :func:`pages` draws."""
-    undraw()
 
 
 def draw_every_page(monkeypatch):

@@ -14,19 +14,19 @@ from planar_vae_jax.runs import fit, signals
 
 
 class OneStep(fit.Pace):
-    """So that a run can be stopped after each of its few steps."""
+    """A call takes one step, so that a run can be stopped after each of its few steps."""
 
     def end(self, start, stop):
         return start + 1
 
 
 class Killed(BaseException):
-    """As SIGKILL: nothing catches it."""
+    """Stands for SIGKILL: nothing catches it."""
 
 
 @contextlib.contextmanager
 def stopped_after(answers):
-    """SIGTERM comes after so many times that a run has asked for it."""
+    """SIGTERM arrives after the run has asked for signals so many times."""
     asked = 0
 
     def requested():
@@ -40,7 +40,7 @@ def stopped_after(answers):
 
 
 def stop(workdir, answers, *flags):
-    """A toy run that is stopped by a signal; the message."""
+    """Runs the toy until a signal stops it; returns the message."""
     with stopped_after(answers), pytest.raises(signals.Stopped) as stopped:
         start(workdir, *flags)
     assert stopped.value.number == signal.SIGTERM
@@ -51,37 +51,37 @@ def start(workdir, *flags):
     toy.main([f"--workdir={workdir}", *flags])
 
 
-# What a run does to the disk by itself; Orbax's threads go on, as the disk does.
-CALLS = ("replace", "rename", "fsync", "unlink", "truncate", "mkdir")
+# Calls that change the disk; TensorStore makes others, which are not seen.
+CALLS = ("replace", "rename", "fsync", "unlink", "rmdir", "truncate", "mkdir")
 
 
 class Disk:
-    """Counts the calls of this thread that change the disk; at one of them the process is "killed"."""
+    """Counts the calls that change the disk, those of Orbax's threads too; at one of them the process is "killed".
+
+    From then on, every such call of any thread raises.
+    """
 
     def __init__(self, patch, kill_at=None, after=False):
         self.calls, self.kill_at, self.after = [], kill_at, after
-        self.thread, self.dead = threading.get_ident(), False
+        self.lock, self.dead = threading.Lock(), False
         for name in CALLS:
             patch.setattr(os, name, self._counted(name, getattr(os, name)))
 
     def _counted(self, name, call):
         def counted(*args, **kwargs):
-            if threading.get_ident() != self.thread:
-                return call(*args, **kwargs)
-            now = len(self.calls) == self.kill_at
-            self.calls.append(name)
-            if self.dead or (now and not self.after):
-                self._die()
-            value = call(*args, **kwargs)
+            with self.lock:
+                now = len(self.calls) == self.kill_at
+                self.calls.append(name)
+                self.dead |= now and not self.after
+                if self.dead:
+                    raise Killed
+                value = call(*args, **kwargs)
+                self.dead |= now
             if now:
-                self._die()
+                raise Killed
             return value
 
         return counted
-
-    def _die(self):
-        self.dead = True
-        raise Killed
 
 
 def timeless(content):
@@ -93,22 +93,21 @@ def steps(workdir):
 
 
 def result(workdir):
-    """All that a run leaves, but for its seconds and where it stands."""
+    """All that a run leaves, except its seconds and its place."""
     last = workdir / "checkpoints" / str(steps(workdir)[-1])
     content = json.loads((last / "meta" / "metadata").read_text())["content"]
     assert not list(workdir.rglob("*unfinished*"))
     assert not list(workdir.rglob("*checkpoint-tmp*"))
-    assert not list(workdir.rglob(".trash"))
     return {
         "summary": timeless(json.loads((workdir / "summary.json").read_text())),
         "metrics": [timeless(json.loads(line)) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
         "step": last.name,
-        "arrays": (content["crc32"], content["leaves"], content["score"]),
+        "leaves": (content["leaves"], content["score"]),  # with the CRC-32 of each
     }
 
 
 def contents(folder: Path):
-    """Every file, but for the lock."""
+    """Every file except the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

@@ -59,12 +59,15 @@ class Folder:
     def read(self, which):
         return read_checkpoint(self.path, which, warn=self.told.append)
 
+    def steps(self):
+        return sorted(int(path.name) for path in self.path.iterdir() if path.name.isdecimal())
+
     def contents(self):
         return {path: path.read_bytes() for path in self.path.rglob("*") if path.is_file()}
 
     def array_file(self, step):
-        """The largest file of the step: its arrays."""
-        files = (path for path in (self.path / str(step) / "arrays").rglob("*") if path.is_file())
+        """The largest file of the step, with the larger arrays."""
+        files = (path for path in (self.path / str(step) / "state").rglob("*") if path.is_file())
         return max(files, key=lambda path: path.stat().st_size)
 
     def meta_file(self, step):

@@ -14,16 +14,17 @@ import numpy as np
 import optax
 
 from planar_vae_jax.data.streamed import Streamed
-from planar_vae_jax.runs.config import RunFlags, flag, parse_run
+from planar_vae_jax.runs.config import flag, parse_run
 from planar_vae_jax.runs.console import run_main
+from planar_vae_jax.runs.devices import DeviceFlags, choose_devices
 from planar_vae_jax.runs.fit import Fitted, fit
 from planar_vae_jax.runs.folder import open_run
 
-EXAMPLES, BATCH, STEPS = 23, 5, 4  # steps of an epoch: 23 // 5
+EXAMPLES, BATCH, STEPS = 23, 5, 4  # examples; by default those of a step, and steps of an epoch: 23 // 5
 
 
 @dataclass(frozen=True)
-class Config(RunFlags):
+class Config(DeviceFlags):
     """Flags of a toy run."""
 
     epochs: int = flag(3, "passes over the examples", at_least=1, resumable=True)
@@ -33,11 +34,12 @@ class Config(RunFlags):
     classes: tuple[int, ...] | None = flag(None, "nothing")
     samples: int = flag(4, "of the evaluation", at_least=1, evaluation=True)
     bomb: int = flag(-1, "the step whose loss is NaN", resumable=True)
+    batch: int = flag(BATCH, "examples a step", at_least=1, at_most=EXAMPLES)
     data: str = flag("examples", "examples, or none", choices=("examples", "none"))
     pause: float = flag(0.0, "seconds that each report takes", at_least=0.0, resumable=True)
     other: bool = flag(False, "other examples", resumable=True)
     other_valid: bool = flag(False, "other validation examples", resumable=True)
-    room: int = flag(0, "bytes for two chunks of the examples; 0: they are whole", at_least=0, resumable=True)
+    chunk: int = flag(0, "bytes of a chunk of the examples; 0: they are whole", at_least=0, resumable=True)
 
 
 def examples(seed: int = 0) -> dict[str, np.ndarray]:
@@ -69,23 +71,23 @@ def report(params) -> dict[str, float | None]:
     return {"distance": float(jnp.sum(jnp.square(params["w"] - 1.0))), "nothing": None}
 
 
-def streamed(data: dict[str, np.ndarray], room: int) -> Streamed:
+def streamed(data: dict[str, np.ndarray], chunk_bytes: int) -> Streamed:
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    return Streamed(lambda rows: jax.tree.map(lambda leaf: leaf[rows], data), like, EXAMPLES, room)
+    return Streamed(lambda rows: jax.tree.map(lambda leaf: leaf[rows], data), like, EXAMPLES, chunk_bytes)
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """Of ``fit``, but for the run."""
+    """The arguments of ``fit`` after the run."""
     data = None if config.data == "none" else examples(int(config.other))
-    data = streamed(data, config.room) if data and config.room else data
+    data = streamed(data, config.chunk) if data and config.chunk else data
     return {
         "loss": make_loss(config.bomb),
         "optimizer": make_optimizer(config.rate),
         **begin(config),
-        "steps": STEPS * config.epochs if data else 4 * config.epochs - 2,
-        "steps_per_epoch": STEPS,
+        "steps": EXAMPLES // config.batch * config.epochs if data else 4 * config.epochs - 2,
+        "steps_per_epoch": EXAMPLES // config.batch if data else STEPS,
         "data": data,
-        "batch_size": BATCH if data else None,
+        "batch_size": config.batch if data else None,
         "report": lambda params: (time.sleep(config.pause), report(params))[1],
         "score": "distance",
         "patience": config.patience,
@@ -99,12 +101,12 @@ def begin(config: Config) -> dict[str, Any]:
 
 
 def train(config: Config, run) -> Fitted:
-    """The toy's call of ``fit``."""
+    """Trains; returns what ``fit`` does."""
     return fit(run, **arguments(config))
 
 
 def identity(config: Config) -> dict | None:
-    """What tells its examples from others."""
+    """What identifies its examples."""
     if config.data == "none":
         return None
     sums = {"crc32": int(config.other), "crc32_valid": int(config.other_valid)}
@@ -113,7 +115,8 @@ def identity(config: Config) -> dict | None:
 
 def main(argv: list[str]) -> None:
     config = parse_run(Config, argv, __doc__, "toy")
-    with open_run(config, "toy", identity(config)) as run:
+    places = {name: getattr(config, name) for name in ("devices", "coordinator", "num_processes", "process_id")}
+    with open_run(config, "toy", identity(config), choose_devices(config.batch, **places)) as run:
         if run.finished:
             return
         fitted = train(config, run)

@@ -1,12 +1,14 @@
-"""One run in one folder; knows no model and no data set.
+"""One run in one folder: flags, checkpoints, the training loop, exact resuming; it knows no model.
 
-- ``config``: flags from a dataclass, and those of every run; ``folder``: is it the same run; ``description``: what
-  ``config.json`` says; ``lock``: whose it is.
-- ``devices``: what it computes on; ``processes``: several of one run; ``native_errors``: what C++ says of them;
-  ``shared``: their checkpoints.
-- ``fit``: the training loop; ``epochs``: how far it is; ``compiled``: what it compiles, the cache of programs, what is
-  not finite; ``signals``: Ctrl-C and SIGTERM.
-- ``together``: that loop for several seeds in one program; ``choice``: whether that is faster.
-- ``checkpoints``: save, restore, delete; ``reading``: read only, checksums, format; ``leaves``: a tree as bytes.
-- ``files``: whole or not there, lines of metrics; ``console``: progress, tables, warnings, exit status.
+- ``config``: ``flag``, ``RunFlags``, ``parse_run``: command-line flags from a dataclass; ``UsageError``, a user's
+  mistake.
+- ``folder``: ``open_run``, the folder of a run, locked and compared with the flags; ``RunFolder.finish`` writes the
+  summary.
+- ``fit``: ``fit``, the training loop.
+- ``sweep``: ``sweep``, a run for every combination of the values of some flags.
+- ``checkpoints``: ``Checkpoints``, which ``fit`` writes; ``read_checkpoint`` and ``fill_params`` for readers.
+- ``feed``: examples whole on the devices, or in chunks from the host.
+- ``devices``: ``choose_devices``, what a run computes on; ``hosts``: several processes of one run.
+- ``signals``: Ctrl-C, SIGTERM, time limits; ``console``: ``run_main``, progress, tables, warnings, exit statuses.
+- ``files``: files that are whole or absent; ``RunError``, a run that cannot go on.
 """

@@ -1,47 +1,73 @@
-"""Checkpoints of any pytree of arrays and numbers, written whole or not at all, on Orbax.
+"""The checkpoints of a run: Orbax's manager, and a CRC-32 of every leaf in the JSON file beside the arrays.
 
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
-        found = checkpoints.restore(like=tree)                       # the newest that is whole, or None
-        checkpoints.save(step, tree, {"epoch": 4}, score=validation_loss)  # goes on in the background
+        found = checkpoints.restore(like=tree)                             # the newest whole one, or None
+        checkpoints.save(step, tree, {"epoch": 4}, score=validation_loss)  # returns while it is being written
 
-Orbax makes a step appear under its name at once or never, but it restores a flipped bit in silence, and it does not
-fall back to an older step. So every checkpoint carries the CRC-32 of its arrays and of the rest; one that does not
-fit is as damaged as one that cannot be read. The arrays are written as one vector of bytes: a third of the time and of
-the files that a tree of leaves takes.
+    stored = read_checkpoint(workdir / "checkpoints", "best")
+    stored.leaves["state.params.encoder.hidden.kernel"]                    # a NumPy array
 
-Until its first save, or :meth:`Checkpoints.begin_to_write`, it writes and deletes nothing. What reads and
-checks them: :mod:`planar_vae_jax.runs.reading`.
+Orbax writes a checkpoint under a temporary name and renames it when it is complete. But it restores flipped bits
+without noticing, and it does not fall back to an older checkpoint. So a checkpoint whose checksums do not fit counts as
+damaged, like one that cannot be read: it is reported and skipped, and the next older one is used.
+
+A checkpoint holds a flat dict of arrays. A leaf is named by its path in the pytree, so the names do not depend on
+whether Flax wraps a parameter in a container. In several processes each one calls every method, in the same order, and
+sees the same folder; process 0 writes.
 """
 
+import asyncio
 import contextlib
+import functools
+import importlib
+import json
+import logging
+import os
+import re
 import shutil
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from planar_vae_jax.runs import leaves as packing
-from planar_vae_jax.runs import reading
-from planar_vae_jax.runs.files import sync_tree
-from planar_vae_jax.runs.reading import (
-    CheckpointError,
-    NoCheckpointError,
-    NotDamagedError,
-    brief,
-    orbax,
-    read_checkpoint,
-    silence,
-)
+import jax
+import numpy as np
 
-__all__ = ["CheckpointError", "Checkpoints", "NoCheckpointError", "Restored", "read_checkpoint"]
+from planar_vae_jax.runs import hosts
+from planar_vae_jax.runs.files import RunError, sync_tree
 
-DAMAGED = "damaged"  # the folder for checkpoints that turned out not to be whole
-_TRASH = ".trash"  # a step is renamed into it before it is deleted: no half-deleted step under its real name
-_UNFINISHED = ".orbax-checkpoint-tmp"
+_FORMAT = 3  # to be raised whenever an older program could misread a checkpoint
+_DAMAGED = "damaged"  # the folder into which damaged checkpoints are moved
+
+# Orbax keeps the signals of a save in globals, so a process writes one checkpoint at a time, whatever its folder.
+_WRITING = threading.Lock()
+_writer: "Checkpoints | None" = None  # whose checkpoint is being written
+
+
+class CheckpointError(RunError):
+    """A checkpoint cannot be written, or none can be read; the message is one line."""
+
+
+class NoCheckpointError(CheckpointError):
+    """There is no checkpoint, or none with a score."""
+
+
+class _IncompatibleError(CheckpointError):
+    """A checkpoint that is readable but of another format or tree; it is never skipped."""
+
+
+class Stored(NamedTuple):
+    """The contents of a checkpoint, read without knowing its tree."""
+
+    step: int
+    leaves: dict[str, Any]  # by name, NumPy arrays and typed PRNG keys
+    meta: dict[str, Any]
+    score: float | None
 
 
 class Restored(NamedTuple):
-    """A checkpoint's contents."""
+    """The contents of a checkpoint as a tree."""
 
     step: int
     tree: Any
@@ -49,14 +75,15 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the newest ``keep``, and the one with the lowest score.
+    """The checkpoints that a training writes: the newest ``keep``, and the one with the lowest score.
+
+    Nothing is written or deleted before :meth:`begin_to_write` or the first save.
 
     Args:
-        directory: made by the first save; nobody else may write into it meanwhile.
+        directory: where they lie; made by the first save. Only one training may write into it.
         keep: how many of the newest stay, at least 1.
-        warn: is given a line for each damaged checkpoint that is passed over.
-        check: is given each tree that is read; a ``ValueError`` of its makes that checkpoint a damaged one.
-        name: what people call a step.
+        warn: called with one line for each damaged checkpoint that is skipped.
+        name: turns a step into words, for messages.
     """
 
     def __init__(
@@ -65,178 +92,475 @@ class Checkpoints:
         *,
         keep: int = 3,
         warn: Callable[[str], object] = print,
-        check: Callable[[Any], object] = lambda tree: None,
         name: Callable[[int], str] = "step {}".format,
     ):
         self.directory = Path(directory).absolute()
-        self._keep, self._warn, self._check, self._name = keep, warn, check, name
-        self._damaged: list[int] = []  # passed over, to be set aside
+        self._keep, self._warn, self._name = keep, warn, name
+        self._damaged: dict[int, str] = {}
         self._scores: dict[int, float] = {}
-        self._writer: Any = None
+        self._manager: Any = None
         self._saving: int | None = None
+        self._error: Exception | None = None  # of the checkpoint that was begun last
 
     @property
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there and not known to be damaged, the oldest first."""
-        return [step for step in reading.steps(self.directory) if step not in self._damaged]
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, damaged or not; None if there is none."""
+        return max(_steps(self.directory), default=None)
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest whole checkpoint; damaged ones above it are told, and go into ``damaged/`` when this one begins to
-        write.
+        """The newest whole checkpoint, or None if there is no checkpoint at all.
+
+        Damaged ones above it are reported, and moved into ``damaged/`` when writing begins.
 
         Args:
-            like: a pytree of arrays (or shapes) with the structure of what was saved.
-
-        Returns:
-            ``None`` if there is no checkpoint at all.
+            like: a pytree of arrays, or of shapes, with the structure of what was saved.
 
         Raises:
-            CheckpointError: there are some and none is whole; or the newest that can be read is of a newer format, or
-                of another tree.
+            CheckpointError: there are checkpoints and none is whole; or the newest readable one is of another format or
+                tree.
         """
         self.wait()
-        try:
-            found, damaged = reading.newest_whole(self.directory, lambda step: self._read(step, like))
-        except NoCheckpointError:
+
+        def find() -> int | None:
+            try:
+                found, self._damaged = _newest_whole(self.directory)
+            except NoCheckpointError:
+                return None
+            _report_damaged(self.directory, self._damaged, found.step, self._warn, self._name)
+            return found.step
+
+        step = hosts.on_first(find)
+        if step is None:
             return None
-        reading.tell_damaged(self.directory, damaged, found.step, self._warn, self._name)
-        self._damaged = list(damaged)
-        return found
+        stored = _read(self.directory / str(step))
+        try:
+            return Restored(step, fill(stored.leaves, like), stored.meta)
+        except ValueError as error:
+            path = self.directory / str(step)
+            raise _IncompatibleError(f"checkpoint {path} ({self._name(step)}) holds another tree: {error}") from error
 
     def begin_to_write(self) -> None:
-        """Makes the folder and tidies it: damaged ones go aside, old ones and what a killed process left go away.
+        """Makes the folder, moves damaged checkpoints aside, and removes what a killed process left.
 
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        if self._writer is not None:
+        if self._manager is not None:
             return
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            for step in self._damaged:
-                self._set_aside(step)
-            self._damaged = []
-            self._scores = reading.scores(self.directory)
-            self._prune()
+            hosts.on_first(self._tidy)
+            with _quiet():
+                self._manager = self._open()
         except OSError as error:
-            raise CheckpointError(f"{self.directory} cannot hold checkpoints: {brief(error)}") from error
-        handlers = {"arrays": orbax().ArrayCheckpointHandler(), "meta": orbax().JsonCheckpointHandler()}
-        # Made in the background, a folder that cannot be made holds the other threads, and the process, for minutes.
-        options = orbax().options.AsyncOptions(create_directories_asynchronously=False)
-        self._writer = orbax().AsyncCheckpointer(orbax().CompositeCheckpointHandler(**handlers), async_options=options)
+            raise CheckpointError(f"{self.directory} cannot hold checkpoints: {_brief(error)}") from error
 
     def save(self, step: int, tree: Any, meta: dict[str, Any], *, score: float | None = None) -> None:
-        """Begins to write a checkpoint, once the one before is finished; ``tree`` may change afterwards.
+        """Begins to write a checkpoint, once the one before is complete; ``tree`` may change afterwards.
 
         Args:
-            step: its number, greater than all before.
-            tree: a pytree of arrays, typed PRNG keys and Python numbers.
-            meta: whatever JSON holds, without NaN.
-            score: the lower, the better; ``None``: never the best.
+            step: its number, greater than that of all before.
+            tree: a pytree of arrays and typed PRNG keys.
+            meta: anything that JSON holds, without NaN.
+            score: the lower, the better; None: never the best.
 
         Raises:
-            TypeError: a leaf is nothing that could be restored.
-            CheckpointError: this one cannot be begun, or the one before could not be written.
+            TypeError: a leaf is neither an array nor a key.
+            CheckpointError: this checkpoint cannot be begun, or the one before could not be written.
         """
         self.wait()
-        vector, entries = packing.pack(tree)
-        content = {"meta": meta, "score": score, "leaves": entries, "crc32": zlib.crc32(vector.data)}
-        whole = {"format": reading.FORMAT, "crc32": reading.crc(content), "content": content}
+        leaves, entries = _pack(tree)
+        content = {"meta": meta, "score": score, "leaves": entries}
+        whole = {"format": _FORMAT, "crc32": _crc(content), "content": content}
         self.begin_to_write()
-        if self.steps and step <= self.steps[-1]:
-            raise CheckpointError(f"{self.directory}: step {step} is not after {self.steps[-1]}, so it was not saved")
-        args = orbax().args
-        silence(True)  # Orbax goes on in the background
-        try:
-            self._writer.save(
-                self.directory / str(step),
-                args=args.Composite(arrays=args.ArraySave(vector), meta=args.JsonSave(whole)),
-            )
-        except Exception as error:
-            raise self._failed(error) from error
-        self._saving = step
+        args = _orbax().args
+        items = {"state": args.PyTreeSave(leaves), "meta": args.JsonSave(whole)}
+        newest = self.newest
+        if newest is not None and step <= newest:
+            raise CheckpointError(f"{self.directory}: step {step} is not after {newest}, so it was not saved")
         if score is not None:
             self._scores[step] = score
+        with _WRITING:
+            if _writer is not None:
+                _writer._finish()
+            self._begin(step, items)
+        self._raise()
 
     def wait(self) -> None:
-        """Returns when what was begun is on the disk, and would survive the machine.
+        """Returns when the checkpoint that was begun is on the disk and would survive a power failure.
 
         Raises:
             CheckpointError: it could not be written.
         """
-        if self._saving is None:
-            return
-        try:
-            self._writer.wait_until_finished()
-            sync_tree(self.directory / str(self._saving))
-        except Exception as error:
-            raise self._failed(error) from error
-        self._saving = None
-        silence(False)
-        self._prune()
+        with _WRITING:
+            self._finish()
+        self._raise()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder.
+        """Waits, and releases the folder.
 
         Raises:
-            CheckpointError: what was begun could not be written.
+            CheckpointError: the checkpoint that was begun could not be written.
         """
         try:
             self.wait()
         finally:
-            if self._writer is not None:
-                with contextlib.suppress(Exception):  # one failed save may raise from several threads of Orbax
-                    self._writer.close()
-                self._sweep()
+            if self._manager is not None:
+                with contextlib.suppress(Exception), _quiet():  # a failed save is raised again by Orbax's threads
+                    self._manager.close()
+                self._manager = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes; where an error is on its way, that one tells more."""
+        """Closes; if an error is being raised already, a second one of the checkpoints is dropped."""
         with contextlib.suppress(*((CheckpointError,) if kind else ())):
             self.close()
 
-    def _read(self, step: int, like: Any) -> Restored:
-        found = reading.read(self.directory / str(step))
-        try:
-            tree = packing.unpack(found.leaves, like)
-        except ValueError as error:
-            path = self.directory / str(step)
-            raise NotDamagedError(f"checkpoint {path} ({self._name(step)}) holds another tree: {error}") from error
-        self._check(tree)
-        return Restored(step, tree, found.meta)
+    def _tidy(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+        for step in self._damaged:
+            _set_aside(self.directory, step)
+        self._scores.update(_scores(self.directory))
 
-    def _set_aside(self, step: int) -> None:
-        """Moves a checkpoint into ``damaged/``, under a name that is free."""
-        folder = self.directory / DAMAGED
-        folder.mkdir(exist_ok=True)
-        target = folder / str(step)
-        while target.exists():
-            target = target.with_name(target.name + "-again")
-        (self.directory / str(step)).rename(target)
-
-    def _sweep(self) -> None:
-        """Removes what saves left that did not finish."""
-        for path in (*self.directory.glob(f"*{_UNFINISHED}*"), self.directory / _TRASH):
+    def _remove_unfinished(self) -> None:
+        """Removes what a save left that failed or was killed."""
+        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _prune(self) -> None:
-        """Deletes all but the newest and the best, of which nothing is being written now."""
-        best = reading.best(self._scores)
-        for step in self.steps[: -self._keep]:
-            if step != best:
-                self._scores.pop(step, None)
-                (self.directory / _TRASH).mkdir(exist_ok=True)
-                (self.directory / str(step)).rename(self.directory / _TRASH / str(step))
-        shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
+    def _open(self) -> Any:
+        ocp, policies = _orbax(), importlib.import_module("orbax.checkpoint.checkpoint_managers")
+        policy = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _LowestScore(self._scores)])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            # Created in the background, a folder that cannot be made blocks the process for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        try:
+            return ocp.CheckpointManager(self.directory, options=options)
+        except Exception:  # one damaged time in any of these files, and Orbax opens no checkpoint of the folder
+            if hosts.count() > 1:
+                raise
+            for path in self.directory.glob("*/_CHECKPOINT_METADATA"):
+                path.unlink()
+            return ocp.CheckpointManager(self.directory, options=options)
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        """The error to raise, after what is left of the failed save has been removed."""
-        self._saving = None
-        with contextlib.suppress(Exception):  # the parts of it that still run in the background
-            self._writer.wait_until_finished()
-        silence(False)
-        self._sweep()
-        return CheckpointError(f"a checkpoint could not be written to {self.directory}: {brief(error)}")
+    def _begin(self, step: int, items: dict[str, Any]) -> None:
+        """Hands a checkpoint to Orbax; the caller holds the lock, and nothing else is being written."""
+        global _writer
+        _writer, self._saving = self, step
+        try:
+            with _quiet():
+                if not self._manager.save(step, args=_orbax().args.Composite(**items)):
+                    raise RuntimeError(f"Orbax did not save step {step}")
+        except Exception as error:
+            self._finish(error)
+
+    def _finish(self, error: Exception | None = None) -> None:
+        """Waits for the checkpoint that was begun and keeps its error for the caller of :meth:`wait`.
+
+        The caller holds the lock. It may be another thread, which waits before it writes into another folder.
+
+        Args:
+            error: by which the save has failed already.
+        """
+        global _writer
+        if self._saving is None:
+            return
+        try:
+            with _quiet():
+                self._manager.wait_until_finished()
+            if error is None and hosts.index() == 0:
+                sync_tree(self.directory / str(self._saving))
+        except Exception as late:
+            error = error or late
+        if error is not None:
+            self._error = error
+            self._scores.pop(self._saving, None)
+            self._remove_unfinished()
+        _writer = self._saving = None
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}") from error
+
+
+class _LowestScore(NamedTuple):
+    """Orbax's BestN for scores that are stored under our checksum; of equal scores the first counts."""
+
+    scores: dict[int, float]  # by step
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        best = _best(self.scores)
+        return [info.step == best for info in checkpoints]
+
+
+# --- Reading; nothing in the folder is changed, so another process may be writing there.
+
+
+def read_checkpoint(
+    directory: Path,
+    which: int | str = "latest",
+    *,
+    warn: Callable[[str], object] = lambda line: None,
+    name: Callable[[int], str] = "step {}".format,
+) -> Stored:
+    """A checkpoint of a folder into which another process may be writing.
+
+    Args:
+        directory: of the checkpoints.
+        which: a step; "latest": the newest that is whole; "best": the one with the lowest score.
+        warn: called with one line for each damaged checkpoint that is skipped.
+        name: turns a step into words, for ``warn``.
+
+    Raises:
+        NoCheckpointError: there is none.
+        CheckpointError: it is damaged, or none is whole; or it is of another format.
+    """
+    directory = Path(directory).absolute()
+    if which == "latest":
+        found, damaged = _newest_whole(directory)
+        _report_damaged(directory, damaged, found.step, warn, name)
+        return found
+    step = _best(_scores(directory)) if which == "best" else int(which)
+    if step is None:
+        raise NoCheckpointError(f"{directory} holds no checkpoint with a score")
+    path = directory / str(step)
+    try:
+        return _read(path)
+    except _IncompatibleError:
+        raise
+    except Exception as error:
+        what = f"is damaged ({_brief(error)})" if path.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {what}") from error
+
+
+def fill_params(leaves: dict[str, Any], like: Any) -> Any:
+    """The parameters to evaluate of a stored training, as a tree like ``like``: the average if there is one.
+
+    Raises:
+        ValueError: as :func:`fill` does.
+    """
+    averaged = any(name.split(".")[0] == "average" for name in leaves)
+    return fill(leaves, like, "average" if averaged else "state.params")
+
+
+def fill(leaves: dict[str, Any], like: Any, prefix: str = "") -> Any:
+    """A tree with the structure of ``like``, made of stored leaves.
+
+    Args:
+        leaves: by name, see :class:`Stored`.
+        like: a pytree of arrays, or of shapes.
+        prefix: the path of the part that is wanted, as in ``"state.params"``; empty: all.
+
+    Raises:
+        ValueError: a leaf is missing, superfluous, or of another shape or dtype; names the first.
+    """
+    start = prefix and f"{prefix}."
+    wanted = {(start + name).removesuffix("."): leaf for name, leaf in _named(like).items()}
+    stored = {name: leaf for name, leaf in leaves.items() if name == prefix or name.startswith(start)}
+    for name in (*wanted, *stored):
+        theirs, ours = _shown(stored.get(name)), _shown(wanted.get(name))
+        if theirs != ours:
+            raise ValueError(f"{name} is {theirs} there, {ours} here")
+    return jax.tree.unflatten(jax.tree.structure(like), [jax.device_put(stored[name]) for name in wanted])
+
+
+def named_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree as arrays of the host, by name; of a PRNG key, its words."""
+    leaves, entries = _pack(tree)
+    return {name: leaves.get(name, np.zeros(entry["shape"], entry["dtype"])) for name, entry in entries.items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by name."""
+    pairs = [
+        (jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    named = dict(pairs)
+    if len(named) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TypeError(f"a checkpoint names each leaf by its path; got two leaves with the path {twice}")
+    return named
+
+
+def _shown(leaf: Any) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def _newest_whole(directory: Path) -> tuple[Stored, dict[int, str]]:
+    """The newest checkpoint that can be read, and for each damaged one above it the reason."""
+    damaged: dict[int, str] = {}
+    for step in reversed(_steps(directory)):
+        try:
+            return _read(directory / str(step)), damaged
+        except _IncompatibleError:
+            raise
+        except Exception as error:  # Orbax's and TensorStore's errors have no class in common
+            if (directory / str(step)).exists():  # else another process has deleted it meanwhile
+                damaged[step] = _brief(error)
+    if not damaged:
+        raise NoCheckpointError(f"{directory} holds no checkpoint")
+    newest = max(damaged)
+    raise CheckpointError(
+        f"none of the {len(damaged)} checkpoints in {directory} is whole; step {newest}: {damaged[newest]}"
+    )
+
+
+def _report_damaged(
+    directory: Path, damaged: dict[int, str], used: int, warn: Callable[[str], object], name: Callable[[int], str]
+) -> None:
+    for step, reason in damaged.items():
+        warn(f"checkpoint {directory / str(step)} ({name(step)}) is damaged ({reason}): {name(used)} is used instead")
+
+
+def _set_aside(directory: Path, step: int) -> None:
+    """Moves a checkpoint into ``damaged/``, under a name that is free."""
+    folder = directory / _DAMAGED
+    folder.mkdir(exist_ok=True)
+    target = folder / str(step)
+    while target.exists():
+        target = target.with_name(target.name + "-again")
+    (directory / str(step)).rename(target)
+
+
+def _scores(directory: Path) -> dict[int, float]:
+    """The scores by step; a damaged checkpoint has none."""
+    scores: dict[int, float] = {}
+    for step in _steps(directory):
+        with contextlib.suppress(Exception):
+            score = _read_json(directory / str(step))["score"]
+            scores |= {} if score is None else {step: score}
+    return scores
+
+
+def _best(scores: dict[int, float]) -> int | None:
+    """The step with the lowest score, the first of equals."""
+    return min(scores, key=lambda step: (scores[step], step), default=None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What is stored beside the arrays, checked."""
+    whole = json.loads((path / "meta" / "metadata").read_bytes())
+    if isinstance(whole["format"], int) and whole["format"] > _FORMAT:
+        raise _IncompatibleError(
+            f"checkpoint {path} is of format {whole['format']}, written by a newer version of planar_vae_jax; this one "
+            f"reads format {_FORMAT} (if no newer version wrote it, it is damaged: move it elsewhere, and an older one "
+            "is used)"
+        )
+    content = whole["content"]
+    if whole["format"] != _FORMAT or whole["crc32"] != _crc(content):
+        raise ValueError("its meta data do not fit their checksum")
+    return content
+
+
+def _read(path: Path) -> Stored:
+    """A checkpoint, as it is at this moment; any error means that it is damaged or not there."""
+    content = _read_json(path)
+    entries = content["leaves"]
+    ocp, epath = _orbax(), importlib.import_module("etils.epath")
+    handlers = ocp.type_handlers.create_type_handler_registry((np.ndarray, _reader()))
+    names = [name for name, entry in entries.items() if 0 not in entry["shape"]]
+    restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    with _quiet():
+        state = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers).restore(
+            epath.Path(path / "state"), args=ocp.args.PyTreeRestore(restore_args=restore_args)
+        )
+    leaves = {}
+    for name, entry in entries.items():
+        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+        array = np.ascontiguousarray(state[name]) if name in names else np.zeros(shape, dtype)
+        array = array.reshape(shape)
+        if array.dtype != dtype or _crc_of(array) != entry["crc32"]:
+            raise ValueError(f"{name} does not fit its checksum")
+        key = entry.get("key")
+        leaves[name] = array if key is None else jax.random.wrap_key_data(jax.device_put(array), impl=key)
+    return Stored(int(path.name), leaves, content["meta"], content["score"])
+
+
+@functools.cache
+def _reader() -> Any:
+    """Orbax's handler of NumPy arrays, except that an array that cannot be read waits for all the others.
+
+    Otherwise Orbax ends its event loop while TensorStore still reads them, which prints a traceback for each.
+    """
+
+    class Reader(_orbax().type_handlers.NumpyHandler):  # type: ignore[misc]
+        async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> list[Any]:
+            read = super().deserialize
+            each = zip(infos, args or [None] * len(infos), strict=True)
+            found: list[Any] = await asyncio.gather(
+                *(read([info], arg and [arg]) for info, arg in each), return_exceptions=True
+            )
+            for error in found:
+                if isinstance(error, BaseException):
+                    raise error
+            return [arrays[0] for arrays in found]
+
+    return Reader()
+
+
+def _pack(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """The leaves as arrays of the host, and the entry of each; Orbax stores no empty arrays, their entries suffice."""
+    leaves, entries = {}, {}
+    for name, leaf in _named(tree).items():
+        entry: dict[str, Any] = {}
+        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            entry["key"] = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        if not hasattr(leaf, "dtype") or leaf.dtype.hasobject or leaf.dtype.kind in "US":
+            raise TypeError(f"a checkpoint holds arrays of numbers and PRNG keys; got {type(leaf).__name__} as {name}")
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = leaf.addressable_data(0)  # whole on every device
+        array = np.asarray(leaf)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)  # the byte order is not stored
+        entries[name] = entry | {"dtype": str(array.dtype), "shape": list(array.shape), "crc32": _crc_of(array)}
+        if array.size:
+            leaves[name] = array
+    return leaves, entries
+
+
+def _crc_of(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _crc(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
+def _orbax() -> Any:
+    return importlib.import_module("orbax.checkpoint")  # takes half a second: only where a checkpoint is
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs nothing in here: what matters is raised, and reported in our words."""
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_ours)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_ours)
+
+
+def _brief(error: BaseException) -> str:
+    """One line: the operating system's reason if the error contains one, else the error's text."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    found = re.search(r"(?:OS error |os_error_code=')(\d+)", text)  # two of TensorStore's ways to put it
+    return os.strerror(int(found[1])) if found else f"{type(error).__name__}: {text}"[:200]

@@ -1,8 +1,8 @@
-"""Command-line flags from a dataclass: one field is one flag, with its check and its help.
+"""Command-line flags from a dataclass: a field is a flag, with its check and its help.
 
 A config is a frozen dataclass whose fields are made by :func:`flag`. :func:`parse` turns ``argv`` into a config, or
-raises :class:`UsageError` with one line that names the flag, what it wants and what came. A run's config extends
-:class:`RunFlags`; :func:`parse_run` knows what the run in ``--workdir`` was begun with (``folder`` compares the two).
+raises :class:`UsageError` with one line that names the flag, what it accepts and what came. The config of a run extends
+:class:`RunFlags`; :func:`parse_run` takes the flags of a stored run into account.
 """
 
 import dataclasses
@@ -25,9 +25,8 @@ from planar_vae_jax.runs.files import read_json
 Config = TypeVar("Config")
 RunConfig = TypeVar("RunConfig", bound="RunFlags")
 
-LAYOUT = 2  # of config.json; 1, which did not say so: version 0.1
-WHOLE_NUMBERS = "whole numbers joined by commas"
-_SAME = object()
+LAYOUT = 3  # of a run's folder
+_WHOLE_NUMBERS = "whole numbers joined by commas"
 
 
 class UsageError(Exception):
@@ -46,35 +45,32 @@ def flag(
     evaluation: bool = False,
     named: bool = False,
     machine: bool = False,
-    default_before: Any = _SAME,
 ) -> Any:
     """A dataclass field that is a flag.
 
     Args:
-        default: its value where it is not given.
+        default: the value if the flag is not given.
         help: one line.
-        at_least, above, at_most, choices: its check; of a tuple, that of each entry.
-        resumable: another value does not make another run: a run may go on with it.
+        at_least, above, at_most, choices: what the value must satisfy; of a tuple, each entry.
+        resumable: a run may be resumed with another value.
         evaluation: another value may be given with ``--eval_only``.
-        named: the default folder's name holds it even at its default.
-        machine: of where a run computes, not of the run: what it was begun with is no default for later.
-        default_before: what it was to runs that were begun when there was no such flag; default: ``default``.
+        named: the name of the default folder contains it, even at its default.
+        machine: it says where a run computes; the value is not taken over from a stored run.
     """
     check = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
     kind = {"resumable": resumable, "evaluation": evaluation, "named": named, "machine": machine}
-    before = default if default_before is _SAME else default_before
-    return dataclasses.field(default=default, metadata={"help": help, "default_before": before, **check, **kind})
+    return dataclasses.field(default=default, metadata={"help": help, **check, **kind})
 
 
 def parse(
-    config_class: type[Config], argv: Sequence[str], doc: str, defaults: Mapping[str, Any] | None = None
+    config_class: type[Config], argv: Sequence[str], doc: str | None, defaults: Mapping[str, Any] | None = None
 ) -> Config:
-    """Parses and checks ``argv`` (without the program's name).
+    """Parses and checks ``argv``, which does not contain the program's name.
 
-    ``--help`` prints ``doc`` and the flags, and exits. ``defaults`` go before those of the class.
+    ``--help`` prints ``doc`` and the flags, and exits. ``defaults`` replace those of the class.
 
     Raises:
-        UsageError: naming the first flag that is wrong.
+        UsageError: names the first flag that is wrong.
     """
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
@@ -88,7 +84,7 @@ def parse(
     except (flags.Error, TypeError, ValueError) as error:  # a default of the wrong type; --noFLAG=VALUE
         raise UsageError(_of_absl(config_class, error)) from None
     if values["help"].value:
-        print(doc.strip(), "\n\nflags:\n", values.get_help(), sep="")
+        print((doc or "").strip(), "\n\nflags:\n", values.get_help(), sep="")  # python -OO has no docstrings
         sys.exit(0)
     if rest:
         raise UsageError(f"every argument is a flag, --name=value; got {rest[0]!r}")
@@ -99,21 +95,21 @@ def parse(
 
 
 def _of_absl(config_class: type, error: Exception) -> str:
-    """What absl says of a wrong flag, in one line."""
+    """absl's message about a wrong flag, in one line."""
     wrong = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
     if not isinstance(error, flags.IllegalFlagValueError) or wrong is None:
         return " ".join(str(error).split())
     name, value = wrong.groups()
-    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple: WHOLE_NUMBERS}
+    kinds: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", tuple: _WHOLE_NUMBERS}
     wish = kinds[bool if name == "help" else _type(config_class, name)]
     return f"--{name} must be {wish}; got {value!r}"
 
 
 def check(config: Any) -> None:
-    """Checks each field of a config by its own rule.
+    """Checks each field of a config by the rule of its flag.
 
     Raises:
-        UsageError: naming the first that is wrong.
+        UsageError: names the first that is wrong.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -172,7 +168,7 @@ def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:
     try:
         return tuple(int(item) for item in value)
     except ValueError:
-        raise UsageError(f"--{field.name} must be {WHOLE_NUMBERS}; got {','.join(value)!r}") from None
+        raise UsageError(f"--{field.name} must be {_WHOLE_NUMBERS}; got {','.join(value)!r}") from None
 
 
 # --- Configs of runs
@@ -182,55 +178,54 @@ def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:
 class RunFlags:
     """Flags of every run."""
 
-    drawn_again: typing.ClassVar[bool] = True  # by --eval_only
+    drawn_again: typing.ClassVar[bool] = True  # whether --eval_only draws the figures of this experiment
     workdir: str | None = flag(
         None, "folder for what the run writes; default: one in runs/ named after the flags", resumable=True
     )
     resume: str = flag(
         "auto",
-        "auto: go on with the run that --workdir holds, or begin one; always: only go on; never: only begin",
+        "auto: resume the run in --workdir, or begin one; always: only resume, also with code that has changed; never: "
+        "only begin",
         choices=("auto", "always", "never"),
         resumable=True,
     )
     overwrite: bool = flag(False, "begin afresh; the run in --workdir is moved to WORKDIR.old-N", resumable=True)
+    init_from: str | None = flag(None, "a run's folder: training starts from its newest parameters")
     keep: int = flag(3, "how many of the newest checkpoints stay, beside the best", at_least=1, resumable=True)
     checkpoint_every: int = flag(1, "lines of metrics.jsonl between checkpoints", at_least=1, resumable=True)
     max_seconds: float = flag(
-        None, "as SIGTERM after so long: save and stop; the same command goes on", above=0.0, resumable=True
+        None, "save and stop after so long, as at SIGTERM; the same command resumes the run", above=0.0, resumable=True
     )
-    eval_only: bool = flag(False, "figures again, of the run in --workdir with its flags", resumable=True)
+    eval_only: bool = flag(False, "compute the figures of the run in --workdir again", resumable=True)
     checkpoint: str = flag(
         None, "of --eval_only; default: latest, or best with --patience", choices=("latest", "best"), resumable=True
     )
 
 
-def parse_run(config_class: type[RunConfig], argv: Sequence[str], doc: str, experiment: str | None = None) -> RunConfig:
-    """:func:`parse`; what the run in ``--workdir`` was begun with gives defaults.
-
-    With ``--eval_only`` all its flags do; else only those that it could not have been begun with, as there was no such
-    flag then.
+def parse_run(
+    config_class: type[RunConfig], argv: Sequence[str], doc: str | None, experiment: str | None = None
+) -> RunConfig:
+    """:func:`parse` for a run; with ``--eval_only`` the flags of the stored run are the defaults.
 
     Args:
-        experiment: names the default folder; without it, ``config.workdir`` may be ``None``.
+        experiment: names the default folder; without it, ``config.workdir`` may be None.
 
     Raises:
-        UsageError: as there; flags that contradict each other; no run to evaluate; a config that cannot be read.
+        UsageError: as :func:`parse` does; flags that contradict each other; no run to evaluate; a stored config that
+            cannot be read.
     """
     config = parse(config_class, argv, doc)
     _check_run(config)
     if config.workdir is None and experiment is not None:
         config = dataclasses.replace(config, workdir=default_workdir(config, experiment))
-    if config.workdir is None or config.overwrite:
+    if config.workdir is None or config.overwrite or not config.eval_only:
         return config
     stored = read_config(config.workdir)
-    if stored is None and not config.eval_only:
-        return config
     if stored is None:
         raise UsageError(f"--eval_only needs a run; --workdir={config.workdir} holds none")
-    of_every_run = {field.name for field in dataclasses.fields(RunFlags)}
+    of_every_run = {field.name for field in dataclasses.fields(RunFlags)} - {"init_from"}
     own = [f for f in dataclasses.fields(config) if f.name not in of_every_run and not f.metadata["machine"]]
-    wanted = own if config.eval_only else [field for field in own if field.name not in stored["flags"]]
-    defaults = {field.name: flag_of_run(stored, field) for field in wanted}
+    defaults = {field.name: stored["flags"][field.name] for field in own if field.name in stored["flags"]}
     return dataclasses.replace(parse(config_class, argv, doc, defaults), workdir=config.workdir)
 
 
@@ -244,15 +239,25 @@ def _check_run(config: RunFlags) -> None:
         raise UsageError("--workdir must be a folder; got ''")
     if config.workdir is None and config.eval_only:
         raise UsageError("--eval_only needs --workdir, the folder of a run")
-    if config.workdir is not None and re.match(r"[A-Za-z][-+.A-Za-z0-9]*://", config.workdir):
-        raise UsageError(f"--workdir must be a folder of this machine; got {config.workdir!r}")
+    if config.workdir is not None:
+        check_local("workdir", config.workdir)
+
+
+def check_local(name: str, place: str) -> None:
+    """Checks that a flag names a folder of this machine, and not an address as in gs://bucket.
+
+    Raises:
+        UsageError: it is an address.
+    """
+    if re.match(r"[A-Za-z][-+.A-Za-z0-9]*://", place):
+        raise UsageError(f"--{name} must be a folder of this machine; got {place!r}")
 
 
 def read_config(workdir: str | Path) -> dict[str, Any] | None:
-    """The contents of a run's ``config.json``, or ``None`` if there is none.
+    """The contents of a run's ``config.json``, or None if there is none.
 
     Raises:
-        UsageError: it cannot be read, or a newer version wrote it.
+        UsageError: it cannot be read, or a version with another layout of folders wrote it.
     """
     path = Path(os.path.expanduser(workdir)) / "config.json"
     kinds = {"experiment": str, "flags": dict, "versions": dict, "device": dict}
@@ -261,23 +266,21 @@ def read_config(workdir: str | Path) -> dict[str, Any] | None:
         if stored is not None and not all(isinstance(stored.get(key), kind) for key, kind in kinds.items()):
             raise ValueError("not the config of a run")
     except (OSError, ValueError) as error:
-        if not os.path.isdir(path.parent):  # told when the folder is made
+        if not os.path.isdir(path.parent):  # reported when the folder is made
             return None
         raise UsageError(f"{path} cannot be read ({error}); name another --workdir, or --overwrite it") from None
-    if stored is not None and stored.get("layout", 1) != 1 and stored["layout"] != LAYOUT:
-        raise UsageError(f"{path} is of a newer version of planar_vae_jax (layout {stored['layout']}, not {LAYOUT})")
+    if stored is not None and stored.get("layout", 1) != LAYOUT:
+        raise UsageError(
+            f"{path} is of another version of planar_vae_jax (layout {stored.get('layout', 1)}, this one reads "
+            f"{LAYOUT}); name another --workdir, or --overwrite it"
+        )
     return stored
 
 
-def flag_of_run(stored: dict[str, Any], field: dataclasses.Field[Any]) -> Any:
-    """What a flag was to the run of a ``config.json``, as JSON has it."""
-    return stored["flags"].get(field.name, as_json(field.metadata["default_before"]))
-
-
 def default_workdir(config: RunFlags, experiment: str) -> str:
-    """``runs/EXPERIMENT-FLAG=VALUE-...`` of the flags that are always named and of those not at their defaults.
+    """``runs/EXPERIMENT-FLAG=VALUE-...``, with the flags that are always named and those not at their defaults.
 
-    So that two runs have one folder only if they are the same run.
+    So two runs share a folder only if they are the same run.
     """
     fields = [field for field in dataclasses.fields(config) if not field.metadata["resumable"]]
     parts = [experiment]

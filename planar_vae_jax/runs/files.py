@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def remove_unfinished(folder: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes strict JSON; numbers that are not finite become null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -110,6 +110,13 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         if new:
             sync(path.parent)
+
+
+def write_json_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Replaces a file by these strict JSON objects, one a line."""
+    with replacing(path) as temporary:
+        text = "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json_lines(path: Path, count: int) -> list[dict[str, Any]]:

@@ -1,50 +1,72 @@
-"""The training loop of a run that can be stopped anywhere: it owns compilation, signals, metrics and checkpoints.
+"""The training loop of a run that can be stopped anywhere.
 
-Training is :func:`planar_vae_jax.train.loop.train_steps`, compiled once, in calls of about a second. Between calls a
-signal is answered and the losses are looked at, between epochs metrics and checkpoints are written. A checkpoint holds
-all that the rest follows from, so a run that was stopped and goes on is the run in one go, bit for bit but for its
-seconds. All that runs differ in is an argument of what is compiled: another seed compiles nothing.
+Training is :func:`planar_vae_jax.train.loop.train_steps`, compiled once and called for about a second at a time.
+Between two calls a signal is answered and the losses are checked; between two epochs metrics and checkpoints are
+written. A checkpoint holds everything that the rest of the run is computed from, so a run that is stopped and resumed
+has the bits of an uninterrupted one. Runs of the same shapes share their programs, as everything in which they differ
+(seed, data, step) is an argument.
+
+Several seeds train together if ``key`` is a vector of keys: state, metrics and checkpoints then have a leading axis of
+seeds (:mod:`planar_vae_jax.runs.sweep`).
 """
 
 import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from planar_vae_jax.runs import chunks, compiled, leaves, processes, signals
-from planar_vae_jax.runs.checkpoints import Checkpoints
+from planar_vae_jax.runs import hosts, signals
+from planar_vae_jax.runs.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    NoCheckpointError,
+    Stored,
+    fill_params,
+    named_arrays,
+    read_checkpoint,
+)
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.console import Progress, warn
-from planar_vae_jax.runs.epochs import Done, Epochs, Pace
-from planar_vae_jax.runs.files import RunError, append_json_line, cut_json_lines, finite, write_failure
+from planar_vae_jax.runs.console import Progress, say, warn
+from planar_vae_jax.runs.feed import feed
+from planar_vae_jax.runs.files import (
+    RunError,
+    append_json_line,
+    cut_json_lines,
+    finite,
+    read_json_lines,
+    write_failure,
+)
 from planar_vae_jax.runs.folder import RunFolder
-from planar_vae_jax.runs.shared import SharedCheckpoints
-from planar_vae_jax.runs.stopping import EarlyStopping, best_state, stored_state
-from planar_vae_jax.statistics import means_and_errors
-from planar_vae_jax.train import loop as training
+from planar_vae_jax.statistics import mean_and_error, means_and_errors
+from planar_vae_jax.train import loop, mesh, optimizers
 
 Report = Callable[[Any], dict[str, float | None]]
+Line = dict[str, Any]
+
+_CALL_SECONDS = 1.0  # that a call of the compiled steps is to last
 
 
 class Fitted(NamedTuple):
-    """The end of a training, or a checkpoint of it."""
+    """The end of a training, or one of its checkpoints."""
 
-    params: Any  # that figures are of: the average of a schedule-free optimiser, else the newest
-    state: training.TrainState | None  # None with --eval_only, which reads the parameters alone
-    lines: list[dict[str, Any]]  # of metrics.jsonl
-    epoch: int  # epochs done by params
+    params: Any  # the parameters to evaluate: the average of a schedule-free optimiser, else the newest
+    state: loop.TrainState | None  # None with --eval_only, which reads the parameters alone
+    lines: list[Line]  # of metrics.jsonl
+    epoch: int  # epochs that ``params`` were trained for
     stopped_early: bool  # whether more epochs would change nothing
 
 
 def fit(
     run: RunFolder,
-    loss: training.Loss,
+    loss: loop.Loss,
     optimizer: optax.GradientTransformation,
     params: Any,
     key: jax.Array,
@@ -59,132 +81,313 @@ def fit(
     show: Sequence[str] = (),
     unit: str = "epoch",
 ) -> Fitted:
-    """Trains to the end, from the run's newest whole checkpoint if it has one; with ``--eval_only`` reads one.
+    """Trains to the end, from the newest whole checkpoint if there is one; with ``--eval_only`` reads a checkpoint.
 
-    Line k of ``metrics.jsonl`` holds ``unit`` (its number, or the steps done), the means over the epoch's steps of the
-    figures of the loss and of ``gradient_norm`` with their standard errors ``NAME_se`` (by the scatter of the steps),
-    ``report(params)`` and ``seconds``; the first also ``first_NAME`` of each at the first step and of the first report.
+    Line k of ``metrics.jsonl`` holds ``unit`` (its number, or the steps done), for each figure of the loss and for
+    ``gradient_norm`` the mean over the steps of epoch k with its standard error ``NAME_se`` (from the scatter of the
+    steps), ``report(params)`` and ``seconds``; the first line also ``first_NAME``, each figure at the first step and
+    the report on the initial parameters. With several seeds, figures are lists.
 
     Args:
-        run: where everything is written, and what its flags say of checkpoints.
-        loss: (params, batch, key, step) -> (value to minimise [], {name: figure []}); it must close over no array.
+        run: the folder that everything is written into; its flags say which checkpoints to keep.
+        loss: (params, batch, key, step) -> (value to minimise [], {name: figure []}). Pass the same function object for
+            runs of the same shapes, and they share their programs; it must not close over arrays.
         optimizer: an optax optimiser.
-        params, key: before the first step; everything random in the training follows from the key.
+        params: before the first step, a pytree of arrays such as a Flax module; for seeds, with a leading axis.
+        key: the PRNG key that everything random in the training is derived from; for seeds ``[S]``.
         steps: of the whole run.
-        steps_per_epoch: between lines of metrics; the last epoch may be shorter.
-        data: a pytree of arrays ``[N, ...]``, or :class:`planar_vae_jax.data.streamed.Streamed`, shuffled anew in each
-            epoch; ``None``: the loss is given no batch.
+        steps_per_epoch: between two lines of metrics; the last epoch may be shorter.
+        data: a pytree of arrays ``[N, ...]``, or :class:`planar_vae_jax.data.streamed.Streamed` examples, in a new
+            random order in each epoch; None: the loss is given no batch.
         batch_size: examples a step; needed with data.
-        report: parameters that figures are of -> more figures, after each epoch.
-        score: the entry of a line whose lowest value makes the best checkpoint; ``None``: none is.
-        patience: the run ends after so many epochs without a better score, and its figures are of the best checkpoint;
-            0: it does not end early.
-        show: entries of a line to show while learning.
+        report: parameters to evaluate -> more figures, after each epoch.
+        score: the entry of a line whose lowest value makes the best checkpoint; None: there is no best one.
+        patience: the run ends after so many epochs without a better score, and its parameters are those of the best
+            checkpoint; 0: it never ends early.
+        show: entries of a line to show while training.
         unit: "epoch" or "step": what people count in.
 
-    Returns:
-        The final parameters and state, and all lines.
-
     Raises:
-        ValueError: an epoch is to take more examples than there are; patience without a score.
-        UsageError: more steps are done than the run is to have; no checkpoint to evaluate.
+        ValueError: an epoch takes more examples than there are; patience without a score; a loss that does not return a
+            value and a dict of scalars.
+        UsageError: more steps are done than the run is to have; there is no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
-        signals.Stopped: by a signal; all is saved.
+        signals.Stopped: by a signal, once everything is saved.
     """
-    epochs = Epochs(steps, steps_per_epoch, unit)
-    epochs.check_size(chunks.size_of(data), batch_size)
+    epochs = _Epochs(steps, steps_per_epoch, unit)
+    epochs.check(data, batch_size)
     if patience and score is None:
         raise ValueError("patience needs a score")
-    early = EarlyStopping(score, patience)
-    if run.eval_only:
-        chosen = stored_state(run, epochs, params, early)
-        return Fitted(chosen.params, None, chosen.lines, chosen.epoch, early.over(chosen.lines))
-    with open_checkpoints(run, epochs) as checkpoints:
-        loop = Loop(run, epochs, loss, optimizer, params, key, data, batch_size, checkpoints, early)
-        loop.begin_or_go_on()
-        report = run.devices.under(report)
-        bar = Progress(epochs.done(epochs.number), unit, epochs.done(loop.done.epoch))
-        with contextlib.closing(loop.feed), signals.finishing(), bar as progress:
-            while loop.done.epoch < epochs.number and not early.over(loop.lines):
-                loop.train_epoch()
-                line = loop.end_epoch(report)
-                progress.update(
-                    line[unit], {name: line.get(name) for name in (*show, *(f"{name}_se" for name in show))}
-                )
-                loop.stop_if_asked()
+    stopping = _Stopping(score, patience)
+    if run.config.eval_only:
+        return _stored_run(run, epochs, params, stopping)
+    folder = run.workdir / "checkpoints"
+    with (
+        run.devices.active(),
+        Checkpoints(folder, keep=run.config.keep, warn=warn, name=epochs.name) as checkpoints,
+    ):
+        training = _Training(run, epochs, stopping, checkpoints, loss, optimizer, params, key, data, batch_size)
+        training.begin_or_resume(report)
+        bar = Progress(epochs.done(epochs.number), unit, epochs.done(training.done.epoch))
+        with contextlib.closing(training.feed), signals.finishing(), bar as progress:
+            while training.done.epoch < epochs.number and not stopping.is_over(training.lines):
+                training.train_epoch()
+                line = training.end_epoch(report)
+                progress.update(line[unit], _shown(line, show))
+                training.stop_if_asked()
             checkpoints.wait()
-        loop.stop_if_asked()
-    last, state = run.devices.local((loop.evaluated(), loop.state))
+        training.stop_if_asked()
+    last, state = run.devices.local((training.evaluated(), training.state))
     if not patience:
-        return Fitted(last, state, loop.lines, loop.done.epoch, False)
-    best, epoch = best_state(run, epochs, params)
-    print(f"best {score}: after {epochs.name(epochs.end(epoch))} of {epochs.name(loop.step)}", flush=True)
-    return Fitted(best, state, loop.lines, epoch, early.over(loop.lines))
+        return Fitted(last, state, training.lines, training.done.epoch, False)
+    found = _read(run, epochs, "best")
+    epoch = int(found.meta["epoch"])
+    say(f"best {score}: after {epochs.name(epochs.end(epoch))} of {epochs.name(training.step)}")
+    return Fitted(_params(run, found, params), state, training.lines, epoch, stopping.is_over(training.lines))
 
 
-def open_checkpoints(run: RunFolder, epochs: Epochs) -> SharedCheckpoints:
-    """Those of a training, to go on from and to write."""
-    folder, keep = run.workdir / "checkpoints", run.config.keep
-    return SharedCheckpoints(Checkpoints(folder, keep=keep, warn=warn, check=_check_finite, name=epochs.name))
+# --- How far a run is
 
 
-class Loop:
-    """A training under way."""
+class _Epochs(NamedTuple):
+    """The steps of a run in epochs, of which the last may be shorter."""
+
+    steps: int
+    steps_per_epoch: int
+    unit: str  # "epoch" or "step"
+
+    @property
+    def number(self) -> int:
+        """How many epochs there are."""
+        return -(-self.steps // self.steps_per_epoch)
+
+    def check(self, data: Any, batch_size: int | None) -> None:
+        size = _size(data)
+        if size is not None and not 1 <= self.steps_per_epoch * (batch_size or size + 1) <= size:
+            raise ValueError(
+                f"an epoch takes each of the {size} examples of data at most once; got "
+                f"steps_per_epoch={self.steps_per_epoch} of batch_size={batch_size}"
+            )
+
+    def length(self, epoch: int) -> int:
+        """Steps of an epoch."""
+        return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
+
+    def end(self, epochs: int) -> int:
+        """Steps done after so many epochs."""
+        return min(self.steps, epochs * self.steps_per_epoch)
+
+    def done(self, epochs: int) -> int:
+        """What people count after so many epochs: epochs, or steps."""
+        return epochs if self.unit == "epoch" else self.end(epochs)
+
+    def name(self, step: int) -> str:
+        """The state after so many steps in words: ``epoch 3 (step 1404)``, ``step 1404``."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        if self.unit == "step":
+            return f"step {step}"
+        return f"epoch {epochs}{f' and {rest} steps' if rest else ''} (step {step})"
+
+    def folder(self, step: int) -> str:
+        """The name of the folder for the figures of that state."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return f"step-{step}" if rest or self.unit == "step" else f"epoch-{epochs}"
+
+
+@dataclass
+class _Done:
+    """How far a run is; a checkpoint holds it beside the arrays."""
+
+    epoch: int = 0  # epochs done, and so many lines of metrics
+    position: int = 0  # steps done of the next epoch
+    epoch_seconds: float = 0.0  # spent on the next epoch
+    seconds: float = 0.0  # spent on the run
+
+
+class _Stopping(NamedTuple):
+    """When a run ends before its last epoch: it follows from the lines of its metrics alone."""
+
+    score: str | None
+    patience: int  # epochs without a better score; 0: never
+
+    def best(self, lines: Sequence[Line]) -> int:
+        """The epochs done when the score was lowest, the first of equals; 0 if there is no score."""
+        scores = [line.get(self.score) for line in lines] if self.score else []
+        found = [(score, epoch) for epoch, score in enumerate(scores, 1) if score is not None]
+        return min(found)[1] if found else 0
+
+    def is_over(self, lines: Sequence[Line]) -> bool:
+        """Whether the run has ended early, or would have if it had more epochs."""
+        return self.patience > 0 and len(lines) - self.best(lines) >= self.patience
+
+    def wants_checkpoint(self, lines: Sequence[Line]) -> bool:
+        """Whether this state is needed later: it is the best so far, or the last."""
+        return self.patience > 0 and (self.best(lines) == len(lines) or self.is_over(lines))
+
+
+class Pace:
+    """How many steps a call takes, so that it lasts about a second; no result depends on it."""
+
+    def __init__(self) -> None:
+        self._steps = 8
+
+    def end(self, start: int, stop: int) -> int:
+        """Where a call that starts at ``start`` ends; a small rest is included."""
+        end = start + self._steps
+        return stop if stop - end < self._steps // 2 else end
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Learns from a call; grows slowly, as the first calls are short or spent on compilation."""
+        self._steps = max(1, min(8 * self._steps, int(steps * _CALL_SECONDS / max(seconds, 1e-9))))
+
+
+def _size(data: Any) -> int | None:
+    """The number of examples, on the devices or streamed; None if there are none."""
+    return None if data is None else len(jax.tree.leaves(data)[0])
+
+
+def _shown(line: Line, show: Sequence[str]) -> dict[str, float | None]:
+    """The figures to show, with their standard errors; over seeds, their means and the errors of these."""
+    shown: dict[str, float | None] = {}
+    for name in show:
+        value, error = line.get(name), line.get(f"{name}_se")
+        if isinstance(value, list):
+            value, error = mean_and_error(np.array(value, np.float64))
+        shown |= {name: value, f"{name}_se": error}
+    return shown
+
+
+# --- What is compiled. Nothing is donated: the host may repeat a call from the state before it.
+
+_init_state = jax.jit(loop.init_state, static_argnums=1)
+_averaged = jax.jit(optimizers.averaged_params)
+_evaluated = jax.jit(optimizers.evaluation_params)
+
+
+@functools.lru_cache(maxsize=4)  # the programs of older losses and optimisers are released
+def _compiled_steps(loss: loop.Loss, optimizer: optax.GradientTransformation, seeds: bool) -> Callable[..., Any]:
+    """``loop.train_steps`` of this loss and optimiser; of several seeds, which are split over the devices of a mesh."""
+    if not seeds:
+        return jax.jit(functools.partial(loop.train_steps, loss, optimizer))
+
+    def steps(state: Any, info: Any, data: Any, order: Any, key: jax.Array, start: Any, stop: Any) -> Any:
+        def share(of_each: Any, data: Any, start: jax.Array, stop: jax.Array) -> Any:
+            def one(state: Any, info: Any, order: Any, key: jax.Array) -> Any:
+                return loop.train_steps(loss, optimizer, state, info, data, order, key, start, stop)
+
+            return jax.vmap(one)(*of_each)
+
+        bounds = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
+        return mesh.everywhere(mesh.in_shares(share)((state, info, order, key), data, *bounds))
+
+    return jax.jit(steps)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin_epoch(
+    size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    """The order of an epoch's examples and the key of its steps; for keys ``[S]``, of each seed."""
+
+    def one(key: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        order_key, steps_key = loop.epoch_keys(key, epoch)
+        if size is None:
+            return None, steps_key
+        assert batch_size is not None
+        return loop.epoch_order(order_key, size, batch_size)[:steps], steps_key
+
+    return mesh.everywhere(jax.vmap(one)(key) if key.ndim else one(key))
+
+
+@jax.jit
+def _take_batch(data: Any, order: Any, position: jax.Array | int) -> Any:
+    return None if data is None else jax.tree.map(lambda leaf: leaf[order[..., position, :]], data)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(found)) if found else jnp.array(True)
+
+
+def _first_not_finite(info: loop.StepInfo, start: int, stop: int) -> int | None:
+    """The first of these steps whose loss or gradient is not finite, of any seed."""
+    # By NumPy: JAX would compile each slice.
+    sound = [np.isfinite(np.asarray(leaf)[..., start:stop]) for leaf in (info.loss, info.gradient_norm)]
+    bad = np.flatnonzero(~np.all((sound[0] & sound[1]).reshape(-1, stop - start), axis=0))
+    return start + int(bad[0]) if len(bad) else None
+
+
+# --- The training
+
+
+class _Training:
+    """A training that is under way."""
 
     def __init__(
         self,
         run: RunFolder,
-        epochs: Epochs,
-        loss: training.Loss,
+        epochs: _Epochs,
+        stopping: _Stopping,
+        checkpoints: Checkpoints,
+        loss: loop.Loss,
         optimizer: optax.GradientTransformation,
         params: Any,
         key: jax.Array,
         data: Any,
         batch_size: int | None,
-        checkpoints: SharedCheckpoints,
-        early: EarlyStopping,
     ):
-        self.run, self.epochs, self.checkpoints, self.early = run, epochs, checkpoints, early
-        self.devices = run.devices
-        self.done = Done()
-        self.lines: list[dict[str, Any]] = []
-        self.saved: int | None = None  # the newest checkpoint's step
-        params, key = processes.arrays_of_first((params, key))
-        state = compiled.init_state(params, optimizer)
-        self.initial, self.key, self.state = self.devices.replicate((params, key, state))
-        self.metrics = run.workdir / "metrics.jsonl"
+        self.run, self.epochs, self.stopping, self.checkpoints = run, epochs, stopping, checkpoints
+        self.done = _Done()
+        self.lines: list[Line] = []
+        self.saved: int | None = None  # the step of the newest checkpoint
         self.pace = Pace()
-        under = self.devices.under
-        size = chunks.size_of(data)
-        begin = under(functools.partial(compiled.begin_epoch, size, batch_size, epochs.steps_per_epoch))
-        self._steps = under(functools.partial(compiled.train_steps, loss, optimizer))
-        self.feed = chunks.feed(self.devices.replicate(data), lambda epoch: begin(self.key, epoch), batch_size, epochs)
-        self.empty = self.devices.replicate(
-            training.empty_info(loss, self.state, self.feed.batch, key, epochs.steps_per_epoch)
+        self.metrics = run.workdir / "metrics.jsonl"
+        self.seeds = key.shape[0] if key.ndim else None
+        self.steps_key = key
+        params = _warm_start(run.config.init_from, params, self.seeds)
+        init = functools.partial(_init_state, optimizer=optimizer)
+        state = jax.vmap(lambda params: loop.init_state(params, optimizer))(params) if self.seeds else init(params)
+        self.initial, self.key, self.state = run.devices.replicate((params, key, state))
+        begin = functools.partial(_begin_epoch, _size(data), batch_size, epochs.steps_per_epoch)
+        self.feed = feed(
+            run.devices.replicate(data),
+            lambda epoch: begin(self.key, epoch),
+            batch_size,
+            epochs.steps_per_epoch,
+            epochs.steps,
         )
+        self.empty = run.devices.replicate(self._empty_info(loss))
         self.info = self.empty
+        self._steps = _compiled_steps(loss, optimizer, bool(self.seeds))
+
+    def _empty_info(self, loss: loop.Loss) -> loop.StepInfo:
+        if not self.seeds:
+            return loop.empty_info(loss, self.state, self.feed.batch, self.key, self.epochs.steps_per_epoch)
+        first = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), (self.state, self.key))
+        one = loop.empty_info(loss, first[0], self.feed.batch, first[1], self.epochs.steps_per_epoch)
+        return jax.tree.map(lambda leaf: jnp.zeros((self.seeds, *leaf.shape), leaf.dtype), one)
 
     @property
     def step(self) -> int:
-        return int(self.state.step)
+        return int(np.ravel(self.state.step)[0])
 
     def evaluated(self) -> Any:
-        """The parameters that figures are of."""
-        return compiled.evaluation_params(self.state)
+        """The parameters to evaluate."""
+        return _evaluated(self.state)
 
     def tree(self) -> dict[str, Any]:
-        """What a checkpoint holds: all that the rest follows from, and what figures are of if that is an average."""
-        average = compiled.averaged_params(self.state)
-        return {"state": self.state, "info": self.info, "key": self.key, "average": average}
+        """What a checkpoint holds: all that the rest is computed from, and the parameters to evaluate if averaged."""
+        return {"state": self.state, "info": self.info, "key": self.key, "average": _averaged(self.state)}
 
-    def begin_or_go_on(self) -> None:
-        """From the newest whole checkpoint, if there is one; the lines of metrics after it are cut off."""
+    def begin_or_resume(self, report: Report) -> None:
+        """Starts from the newest whole checkpoint, if there is one; lines of metrics after it are cut off."""
         found = self.checkpoints.restore(self.tree())
         if found is not None:
-            stored = self.devices.replicate(found.tree)
+            stored = self.run.devices.replicate(found.tree)
             self.state, self.info, self.key = (stored[name] for name in ("state", "info", "key"))
-            self.done = Done(**{name: found.meta[name] for name in vars(self.done)})  # it may hold more
+            self.done = _Done(**{name: found.meta[name] for name in vars(self.done)})  # the meta data may hold more
             self.saved = found.step
         if self.step > self.epochs.steps:
             asked = f"--{self.epochs.unit}s={self.epochs.done(self.epochs.number)}"
@@ -192,107 +395,169 @@ class Loop:
                 f"{asked} is less than the run in {self.run.workdir} has done, {self.epochs.name(self.step)}; name "
                 "another --workdir, or draw the figures of this one by --eval_only"
             )
-        self.lines = processes.on_first(cut_json_lines, self.metrics, self.done.epoch)
+        self.lines = hosts.on_first(cut_json_lines, self.metrics, self.done.epoch)
+        if not _all_finite(self.state):
+            raise self.failure(None)
         self.checkpoints.begin_to_write()
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
 
-    def begin_epoch(self) -> None:
-        """What the steps of the epoch that is next are given, or those that are left of it."""
-        self.steps_key = self.feed.begin(self.done.epoch)
-        self.info = self.info if self.done.position else self.empty
-
     def train_epoch(self) -> None:
-        """The steps of the epoch that is next, or what is left of them."""
-        self.begin_epoch()
-        stop = self.epochs.length(self.done.epoch)
-        while self.done.position < stop:
-            self.stop_if_asked()
-            most = self.feed.end(self.done.position, stop)
-            end = processes.of_first(self.pace.end(self.done.position, most))
-            self._train(self.done.position, end)
-
-    def _train(self, start: int, stop: int) -> None:
-        """One call of what is compiled; where a step is not finite, it is made again without that step."""
-        began, before = time.perf_counter(), self.state
-        rest = (*self.feed.at(start), self.steps_key, start)
-        self.state, self.info = self._steps(before, self.info, *rest, stop)
-        bad = compiled.first_not_finite(self.info, start, stop)  # waits for the device
-        seconds = time.perf_counter() - began
-        self.pace.took(stop - start, seconds)
-        self.done.epoch_seconds += seconds
-        self.done.position = stop if bad is None else bad
-        if bad is not None:
-            self.state, _ = self._steps(before, self.info, *rest, bad)
-            raise self.failure(bad)
-
-    def end_epoch(self, report: Report) -> dict[str, Any]:
-        """Writes the line of metrics, then a checkpoint if one is due; returns the line."""
+        """The steps of the next epoch, or those that are left of it."""
         done = self.done
-        figures = {**self.info.figures, "gradient_norm": self.info.gradient_norm}
-        steps = {name: np.asarray(values, np.float64)[: done.position] for name, values in figures.items()}
-        line = means_and_errors(steps) | report(self.evaluated())
-        if done.epoch == 0:
-            first = {name: steps[name][0] for name in self.info.figures} | report(self.initial)
-            line |= {f"first_{name}": value for name, value in first.items()}
-        number = {self.epochs.unit: self.epochs.done(done.epoch + 1)}
-        numbers = {name: None if value is None else float(value) for name, value in line.items()}
-        whole = finite({**number, **numbers, "seconds": done.epoch_seconds})
-        processes.on_first(append_json_line, self.metrics, whole)
+        self.steps_key = self.feed.begin(done.epoch)
+        self.info = self.info if done.position else self.empty
+        length = self.epochs.length(done.epoch)
+        while done.position < length:
+            self.stop_if_asked()
+            start = done.position
+            end = hosts.of_first(self.pace.end(start, self.feed.end(start, length)))
+            began, before = time.perf_counter(), self.state
+            rest = (*self.feed.at(start), self.steps_key, start)
+            self.state, self.info = self._steps(before, self.info, *rest, end)
+            bad = _first_not_finite(self.info, start, end)  # waits for the device
+            seconds = time.perf_counter() - began
+            self.pace.took(end - start, seconds)
+            done.epoch_seconds += seconds
+            done.position = end if bad is None else bad
+            if bad is not None:  # again, without the step that failed
+                self.state, _ = self._steps(before, self.info, *rest, bad)
+                raise self.failure(bad)
+
+    def end_epoch(self, report: Report) -> Line:
+        """Writes the line of metrics, then a checkpoint if one is due; returns the line."""
+        done, name = self.done, self.epochs.unit
+        params, first = self.evaluated(), self.initial if self.done.epoch == 0 else None
+        if not self.seeds:
+            line = self._line(self.info, report, params, first)
+        else:
+            each = []
+            for seed in range(self.seeds):
+                one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], jax.device_get((self.info, params, first)))
+                each.append(self._line(one[0], report, *one[1:]))
+            line = {figure: [one[figure] for one in each] for figure in each[0]}
+        whole = finite({name: self.epochs.done(done.epoch + 1), **line, "seconds": done.epoch_seconds})
+        whole = hosts.on_first(self._write, whole)  # process 0's, by which all decide when to stop early
         self.lines.append(whole)
-        self.done = Done(done.epoch + 1, seconds=done.seconds)
+        self.done = _Done(done.epoch + 1, seconds=done.seconds)
         due = self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number
-        if due or self.early.wants_checkpoint(self.lines):
-            self.save(None if self.early.score is None else whole[self.early.score])
+        if due or self.stopping.wants_checkpoint(self.lines):
+            self.save(None if self.stopping.score is None else whole[self.stopping.score])
         return whole
 
+    def _write(self, line: Line) -> Line:
+        append_json_line(self.metrics, line)
+        return line
+
+    def _line(self, info: loop.StepInfo, report: Report, params: Any, initial: Any) -> Line:
+        """The figures of one seed's epoch; ``initial``: its first parameters after the first epoch, else None."""
+        figures = {**info.figures, "gradient_norm": info.gradient_norm}
+        steps = {name: np.asarray(values, np.float64)[: self.done.position] for name, values in figures.items()}
+        line: Line = means_and_errors(steps) | report(params)
+        if initial is not None:
+            first = {name: steps[name][0] for name in info.figures} | report(initial)
+            line |= {f"first_{name}": value for name, value in first.items()}
+        return {name: None if value is None else float(value) for name, value in line.items()}
+
     def save(self, score: float | None = None) -> None:
-        """Begins to save, unless this step is saved."""
+        """Begins to save, unless this step is saved already."""
         if self.step == self.saved:
             return
-        if not compiled.all_finite(self.state):
+        if not _all_finite(self.state):
             raise self.failure(None)
         self.done.seconds = self.run.seconds()
         self.checkpoints.save(self.step, self.tree(), asdict(self.done), score=score)
         self.saved = self.step
 
     def stop_if_asked(self) -> None:
-        """Saves and raises, if a signal has asked to stop."""
-        number = processes.of_any(signals.requested())
+        """Saves and raises if a signal has asked the run to stop."""
+        number = hosts.of_any(signals.requested())
         if number is not None:
             self.save()
             self.checkpoints.wait()
-            raise signals.Stopped(number, f"after {self.epochs.name(self.step)}")
+            raise signals.Stopped(number, f"after {self.epochs.name(self.step)}", self.run.advice)
 
     def failure(self, position: int | None) -> RunError:
-        """Writes ``failed/``; returns what is to be raised.
+        """Writes ``failed/``; returns the error to raise.
 
         Args:
-            position: of the step that failed, in its epoch; the state is the one before it. ``None``: the state holds
-                a parameter that is not finite.
+            position: in its epoch, of the step that failed; the state is the one before it. None: the state holds a
+                parameter that is not finite.
         """
         name, folder = self.epochs.name, self.run.workdir / "failed"
-        arrays: dict[str, Any] = {"state": self.state, "steps_key": jax.random.key_data(self.steps_key)}
+        arrays: dict[str, Any] = {"state": self.state, "steps_key": self.steps_key}
         facts: dict[str, Any] = {"step": self.step + 1}
         if position is None:
             what, before = f"a parameter is not finite after {name(self.step)}", ""
         else:
-            arrays["batch"], before = compiled.take_batch(*self.feed.at(position), position), " before that step"
-            loss, norm = np.asarray(self.info.loss), np.asarray(self.info.gradient_norm)
-            facts |= {"loss": str(loss[position]), "gradient_norm": str(norm[position])}
-            which = "gradient" if np.isfinite(loss[position]) else "loss"
+            arrays["batch"], before = _take_batch(*self.feed.at(position), position), " before that step"
+            loss, norm = (np.asarray(leaf)[..., position] for leaf in (self.info.loss, self.info.gradient_norm))
+            facts |= {"loss": str(loss), "gradient_norm": str(norm)}
+            which = "gradient" if np.all(np.isfinite(loss)) else "loss"
             where = f"step {position + 1} of epoch {self.done.epoch + 1}, " if self.epochs.unit == "epoch" else ""
-            what = f"the {which} of {where}step {self.step + 1} of the run, is not finite"
+            of = ""
+            if self.seeds:
+                of = f" of seed number {int(np.flatnonzero(~np.isfinite(loss + norm))[0])} of {self.seeds}"
+            what = f"the {which} of {where}step {self.step + 1} of the run{of}, is not finite"
         self.checkpoints.wait()
         good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint: {name(self.saved)}"
         facts = {"what": what, **facts, "last_good_checkpoint": self.saved}
-        processes.on_first(write_failure, folder, leaves.plain(self.devices.local(arrays)), facts)
+        hosts.on_first(write_failure, folder, named_arrays(arrays), facts)
         return RunError(
             f"{what}; {good}; {folder} holds the state{before}; a lower --learning_rate or --clip_norm=1 may help, "
             "with --overwrite"
         )
 
 
-def _check_finite(tree: Any) -> None:
-    """Training refuses to save such a state, but a fault of the memory may have made one."""
-    if not compiled.all_finite(tree["state"]):
-        raise ValueError("not every parameter is finite")
+def _warm_start(workdir: str | None, params: Any, seeds: int | None) -> Any:
+    """The newest parameters of another run (``--init_from``) in the place of ``params``; of each seed the same."""
+    if workdir is None:
+        return params
+    like = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), params) if seeds else params
+    try:
+        found = fill_params(read_checkpoint(Path(workdir).expanduser() / "checkpoints", warn=warn).leaves, like)
+    except (CheckpointError, ValueError) as error:
+        raise UsageError(f"--init_from={workdir}: {error}") from error
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (seeds, *leaf.shape)), found) if seeds else found
+
+
+# --- A run that is stored
+
+
+def _stored_run(run: RunFolder, epochs: _Epochs, like: Any, stopping: _Stopping) -> Fitted:
+    """The checkpoint that the flags name; the run's folder is set for its figures."""
+    which = run.config.checkpoint or ("best" if stopping.patience else "latest")
+    if which == "best" and stopping.score is None:
+        raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
+    try:
+        found = newest = _read(run, epochs, which)
+        if stopping.patience and which == "best":
+            newest = _read(run, epochs, "latest")
+    except NoCheckpointError:
+        raise UsageError(
+            f"--eval_only needs a checkpoint{' with a score' * (which == 'best')}; {run.workdir} has none yet"
+        ) from None
+    epoch, all_epochs = int(found.meta["epoch"]), int(newest.meta["epoch"])
+    if epoch == 0:
+        raise UsageError(f"--eval_only needs a whole epoch; {run.workdir} is at step {found.step} of its first")
+    params = _params(run, found, like)
+    lines = hosts.on_first(read_json_lines, run.workdir / "metrics.jsonl", all_epochs)
+    final = newest.step == epochs.steps or stopping.is_over(lines)
+    if stopping.patience:
+        final = final and which == "best"  # the run's figures are of that checkpoint
+    run.evaluate_into(epochs.folder(found.step), final, (newest if final else found).meta["seconds"])
+    return Fitted(params, None, lines if final else lines[:epoch], epoch, stopping.is_over(lines))
+
+
+def _read(run: RunFolder, epochs: _Epochs, which: str) -> Stored:
+    """A checkpoint of the run; process 0 chooses which step it is."""
+    folder = run.workdir / "checkpoints"
+    step = hosts.on_first(lambda: read_checkpoint(folder, which, warn=warn, name=epochs.name).step)
+    return read_checkpoint(folder, step)
+
+
+def _params(run: RunFolder, found: Stored, like: Any) -> Any:
+    try:
+        return fill_params(found.leaves, like)
+    except ValueError as error:
+        path = run.workdir / "checkpoints" / str(found.step)
+        raise CheckpointError(f"checkpoint {path} is of another model: {error}") from None

@@ -1,57 +1,59 @@
-"""A run's folder: who may write into it, whether it holds the same run, and what ``config.json`` says.
+"""The folder of a run: who may write into it, whether it holds the same run, and what ``config.json`` says.
 
 data = ...                                          # loaded first: a run that is refused leaves no folder
 with open_run(config, "mnist", identity) as run:    # compares flags and data, locks the folder
     if run.finished: return
-    fitted = fit(run, ...)                          # goes on from the newest checkpoint
+    fitted = fit(run, ...)                          # resumes from the newest checkpoint
     run.save_figure("loss.png", figure)
     run.finish(summary)
 """
 
 import dataclasses
+import importlib.metadata
+import platform
+import sys
+import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import filelock
 
-from planar_vae_jax.runs import processes, signals
+import planar_vae_jax
+from planar_vae_jax.runs import hosts, signals
 from planar_vae_jax.runs.config import (
     LAYOUT,
     RunFlags,
     UsageError,
+    as_json,
     default_workdir,
-    flag_of_run,
     read_config,
     shown,
 )
-from planar_vae_jax.runs.console import warn
-from planar_vae_jax.runs.description import common, describe, shown_data
+from planar_vae_jax.runs.console import say, warn
 from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
 from planar_vae_jax.runs.files import RunError, read_json, remove_unfinished, replacing, sync, write_json
-from planar_vae_jax.runs.lock import expand, locked, make
 
-# What a folder holds that holds a run, or what is left of one.
+# Files that mark a folder as a run's, or as the remains of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
+_PACKAGES = ("planar_vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 class RunFolder:
-    """A run's folder, this process's alone while :func:`open_run` lasts.
+    """The folder of a run; while :func:`open_run` lasts, no other process may write into it.
 
     Attributes:
         workdir: where figures and ``summary.json`` go.
         config: the run's flags.
-        new: whether the run begins now.
-        devices: what it computes on.
+        devices: what the run computes on.
         finished: whether there is nothing left to do.
-        sharing: how many runs this process's time is spent on, all of them at once.
     """
 
-    sharing = 1
-
     def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices):
-        """Looks at the folder, and writes nothing.
+        """Looks at the folder and writes nothing.
 
         Raises:
             UsageError: see :func:`open_run`.
@@ -59,112 +61,126 @@ class RunFolder:
         self.config = config
         self.devices = devices
         self._named = config.workdir or default_workdir(config, experiment)
-        self.workdir = expand(self._named)
-        self._description = describe(config, experiment, data, devices)
+        self.workdir = _expand(self._named)
+        self._description = _describe(config, experiment, data, devices)
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
-        processes.check_same(common(self._description))
-        self._stored, self.finished = processes.on_first(self._look)
-
-    @property
-    def eval_only(self) -> bool:
-        """Whether figures are to be computed again, and nothing trained."""
-        return self.config.eval_only
+        hosts.check_same(_in_common(self._description))
+        self._stored, self.finished = hosts.on_first(self._look)
 
     @property
     def new(self) -> bool:
         """Whether the run begins now."""
         return self._stored is None
 
+    @property
+    def advice(self) -> str:
+        """How to resume this run."""
+        if self.config.overwrite:  # which would begin afresh again
+            return "run the same command without --overwrite to resume it"
+        return "run the same command again to resume it"
+
     def seconds(self) -> float:
-        """Spent on this run so far (its share), in earlier processes up to the checkpoint and in this one."""
-        return self._earlier + (time.perf_counter() - self._started) / self.sharing
+        """Seconds spent on this run, in earlier processes up to the checkpoint and in this one."""
+        return self._earlier + time.perf_counter() - self._started
 
     def save_figure(self, name: str, figure: Any) -> None:
         """Writes a matplotlib figure as ``name`` in the folder."""
-        if processes.index() == 0:
+        if hosts.index() == 0:
             with replacing(self.workdir / name) as temporary:
                 figure.savefig(temporary)
 
     def save_text(self, name: str, text: str) -> None:
-        """Writes a text file."""
-        with replacing(self.workdir / name) as temporary:
-            temporary.write_text(text)
+        """Writes a text file, in UTF-8 whatever the locale."""
+        if hosts.index() == 0:
+            with replacing(self.workdir / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Writes ``summary.json``, by which the run is finished, and says where everything is."""
-        processes.on_first(write_json, self.workdir / "summary.json", summary)
-        print(f"figures and summary.json are in {self.workdir}", flush=True)
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Writes ``summary.json``, which marks the run as finished, and prints where everything is; returns it."""
+        hosts.on_first(write_json, self.workdir / "summary.json", summary)
+        say(f"figures and summary.json are in {self.workdir}")
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """The contents of ``summary.json`` of a finished run."""
+        return hosts.on_first(read_json, self.workdir / "summary.json") or {}
 
     def go_on(self, seconds: float, where: str | None) -> None:
-        """The training goes on; the files that say otherwise are brought to that (by process 0).
+        """Marks the run as unfinished again: process 0 removes ``summary.json`` and updates ``config.json``.
 
         Args:
             seconds: spent so far.
-            where: it goes on from, in words; ``None`` at its beginning.
+            where: the state it resumes from, in words; None at its beginning.
         """
         self._earlier = seconds
-        if self._stored is None or processes.index():
+        stored = self._stored
+        if stored is None or hosts.index():
             return
-        print(f"going on in {self.workdir} {where or 'from the beginning'}", flush=True)
+        say(f"resuming the run in {self.workdir} {where or 'from the beginning'}")
         (self.workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run, or damaged
-        if self._stored["flags"] != self._description["flags"]:  # longer now, say
-            write_json(self.workdir / "config.json", {**self._stored, "flags": self._description["flags"]})
+        now = {**stored, "flags": self._description["flags"]}
+        if self.config.resume == "always":
+            now["code"] = self._description["code"]
+        if now != stored:
+            write_json(self.workdir / "config.json", now)
 
     def evaluate_into(self, name: str, final: bool, seconds: float) -> None:
-        """Where ``--eval_only`` writes: into the folder if the run's own figures come out, else into one beside.
+        """Sets where ``--eval_only`` writes: the folder if the figures are the run's own, else a folder inside it.
 
         Args:
-            name: of the checkpoint, for the folder's.
-            final: whether it is the run's last.
+            name: of the checkpoint, and of that folder.
+            final: whether it is the run's last checkpoint.
             seconds: spent on the run up to it.
         """
         stored, flags = self._stored, self._description["flags"]
         assert stored is not None
         self._earlier = seconds
-        free = [field for field in dataclasses.fields(self.config) if field.metadata["evaluation"]]
-        if not final or any(flags[field.name] != flag_of_run(stored, field) for field in free):
-            self.workdir = self.workdir / name
-            processes.on_first(self._make_ready)
-        print(f"writing to {self.workdir}: figures of {name.replace('-', ' ')}", flush=True)
+        free = [field.name for field in dataclasses.fields(self.config) if field.metadata["evaluation"]]
+        changed = [f"{name}={shown(flags[name])}" for name in free if flags[name] != stored["flags"].get(name)]
+        if not final or changed:
+            self.workdir = self.workdir / "-".join([name, *changed])
+            hosts.on_first(self._make_ready)
+        say(f"writing to {self.workdir}: figures of {name.replace('-', ' ')}")
 
     def _make_ready(self) -> None:
-        make(self.workdir, str(self.workdir))
+        _make(self.workdir, str(self.workdir))
         remove_unfinished(self.workdir)
 
     # --- For open_run
 
     def _look(self) -> tuple[dict[str, Any] | None, bool]:
-        """Compares what is there with this run, and returns it and whether it is finished; nothing is written."""
-        self._stored = None if self.config.overwrite else self._stored_run()
-        self.finished = self._stored is not None and not self.eval_only and self._is_finished()
-        layout = LAYOUT if self._stored is None else self._stored.get("layout", 1)
-        if layout < LAYOUT and not (self.eval_only or self.finished):
-            raise UsageError(
-                f"--workdir={self._named} holds a run of version 0.1, whose figures were defined otherwise: it cannot "
-                "go on; name another, or move it aside by --overwrite (--eval_only still reads it)"
-            )
-        return self._stored, self.finished
+        """The stored run and whether it is finished; by process 0."""
+        self._stored = self._stored_run() if not self.config.overwrite else None
+        finished = self._stored is not None and not self.config.eval_only and self._is_finished()
+        return self._stored, finished
 
-    def _take(self) -> tuple[dict[str, Any] | None, bool]:
-        """Locks the folder and writes into it that this run is there; returns what :meth:`_look` does."""
-        make(self.workdir, self._named)
-        self._lock = locked(self.workdir, self._named)
-        self._look()  # it may have changed until then
+    def _take(self) -> dict[str, Any] | None:
+        """Locks the folder and marks it as this run's; returns the stored run."""
+        _make(self.workdir, self._named)
+        self._lock = _locked(self.workdir, self._named)
+        self._look()  # it may have changed meanwhile
         remove_unfinished(self.workdir)
         if self._stored is not None:
             self._compare_machine(self._stored)
-            return self._stored, self.finished
-        if self.config.overwrite:  # again, that would begin afresh again
-            signals.advice = "run the same command without --overwrite to go on"
-            if any((self.workdir / name).exists() for name in _TRACES):
-                self._move_aside()
+            self._compare_code(self._stored)
+            return self._stored
+        if self.config.overwrite and any((self.workdir / name).exists() for name in _TRACES):
+            self._move_aside()
         write_json(self.workdir / "config.json", self._description)
-        print(f"writing to {self.workdir}", flush=True)
-        return None, False
+        say(f"writing to {self.workdir}")
+        return None
 
-    def _tell_devices(self) -> None:
-        print(f"computing on {self.devices}", flush=True)
+    def _open(self) -> None:
+        if self.finished:
+            again = f"; --workdir={self._named} --eval_only draws its figures again" if self.config.drawn_again else ""
+            say(f"the run in {self.workdir} is finished (summary.json){again}")
+            assert self._stored is not None
+            if hosts.index() == 0:
+                self._compare_code(self._stored)
+            return
+        self._stored = hosts.on_first(self._take)
+        say(f"computing on {self.devices}")
         missing = missing_accelerator()
         if missing is not None:
             warn(missing)
@@ -184,61 +200,57 @@ class RunFolder:
                 )
             if config.resume == "always" or config.eval_only:
                 which = "--eval_only" if config.eval_only else "--resume=always"
-                raise UsageError(f"{which} needs a run to go on with; --workdir={self._named} holds none")
+                raise UsageError(f"{which} needs a run; --workdir={self._named} holds none")
             return None
         if config.resume == "never" and not config.eval_only:
             raise UsageError(
-                f"--workdir={self._named} holds a run already; name another, go on with it by --resume=auto, or "
-                "move it aside by --overwrite"
+                f"--workdir={self._named} holds a run already; name another, resume it by --resume=auto, or move it "
+                "aside by --overwrite"
             )
-        differences = self._differences(stored, self.eval_only)
+        differences = self._differences(stored, config.eval_only)
         if differences:
-            again = self.config.drawn_again and not self._differences(stored, True)
+            again = config.drawn_again and not self._differences(stored, True)
             figures = "compute these figures of it by --eval_only, " if again else ""
-            told = f"holds another run ({'; '.join(differences)}); {figures}{self._otherwise()}"
-            raise UsageError(f"--workdir={self._named} {told}")
+            found = f"holds another run ({'; '.join(differences)}); {figures}{self._otherwise()}"
+            raise UsageError(f"--workdir={self._named} {found}")
         return stored
 
     def _otherwise(self) -> str:
-        """What to do where this folder cannot be taken; ``--overwrite`` contradicts ``--eval_only``."""
-        return "name another" if self.eval_only else "name another, or move it aside by --overwrite"
+        """What to do if this folder cannot be used; ``--overwrite`` contradicts ``--eval_only``."""
+        return "name another" if self.config.eval_only else "name another, or move it aside by --overwrite"
 
-    def _differences(self, stored: dict[str, Any], but_figures: bool) -> list[str]:
-        """What makes the stored run (``but_figures``: them left aside) another, ``--flag: theirs there, ours here``."""
+    def _differences(self, stored: dict[str, Any], figures_are_free: bool) -> list[str]:
+        """What makes the stored run another one, as ``--flag: stored value there, value here``."""
         ours = self._description
         if stored["experiment"] != ours["experiment"]:
             return [f"experiments.{stored['experiment']}, not {ours['experiment']}"]
         differences = []
         for field in dataclasses.fields(self.config):
-            free = field.metadata["resumable"] or (but_figures and field.metadata["evaluation"])
-            there, here = flag_of_run(stored, field), ours["flags"][field.name]
+            free = field.metadata["resumable"] or (figures_are_free and field.metadata["evaluation"])
+            there, here = stored["flags"].get(field.name, as_json(field.default)), ours["flags"][field.name]
             if there != here and not free:
                 differences.append(f"--{field.name}: {shown(there)} there, {shown(here)} here")
         there, here = stored.get("data"), ours["data"]
         if there and here and (there["name"], there["crc32"]) != (here["name"], here["crc32"]):
-            differences.append(f"other data: {shown_data(there)} there, {shown_data(here)} here")
-        elif there and here and "crc32_valid" in there and there["crc32_valid"] != here.get("crc32_valid"):
+            differences.append(f"other data: {_shown_data(there)} there, {_shown_data(here)} here")
+        elif there and here and there.get("crc32_valid") != here.get("crc32_valid"):
             differences.append("other validation images")
         return differences
 
     def _is_finished(self) -> bool:
-        """Whether ``summary.json`` is there and whole, and as long a run as this one."""
+        """Whether ``summary.json`` exists, is whole, and is of a run of this length."""
         try:
             summary = read_json(self.workdir / "summary.json")
         except (OSError, ValueError):
             return False
         flags = self._description["flags"]
-        fields = {field.name for field in dataclasses.fields(self.config) if field.metadata["resumable"]}
-        early = summary is not None and summary.get("stopped_early")  # then more epochs alone do not make it go on
-        names = fields - {"epochs"} if early else fields
+        names = {field.name for field in dataclasses.fields(self.config) if field.metadata["resumable"]}
+        if summary is not None and summary.get("stopped_early"):  # more epochs alone do not make it longer
+            names -= {"epochs"}
         return summary is not None and all(summary.get(name, flags[name]) == flags[name] for name in names)
 
-    def _say_finished(self) -> None:
-        again = f"; --workdir={self._named} --eval_only draws its figures again" if self.config.drawn_again else ""
-        print(f"the run in {self.workdir} is finished (summary.json){again}", flush=True)
-
     def _compare_machine(self, stored: dict[str, Any]) -> None:
-        """Other versions or another device go on with the run, but not to the same bits."""
+        """Warns if the run was begun with other versions or on another device: its last bits may then differ."""
         differences = [
             f"{name} {there[name]} there, {here[name]} here"
             for there, here in ((stored[key], self._description[key]) for key in ("versions", "device"))
@@ -247,6 +259,16 @@ class RunFolder:
         ]
         if differences:
             warn(f"{self.workdir}: the last bits may come out differently than in one go ({'; '.join(differences)})")
+
+    def _compare_code(self, stored: dict[str, Any]) -> None:
+        """Warns if the experiment's file or the package is not the one that the run was begun with."""
+        there, here = stored.get("code", {}), self._description["code"]
+        changed = [name for name in here if name in there and there[name] != here[name]]
+        if changed and self.config.resume != "always":
+            warn(
+                f"{' and '.join(changed)} changed since the run in {self.workdir} was begun, so its figures may be of "
+                "two programs; --resume=always accepts the change, --overwrite begins afresh"
+            )
 
     def _move_aside(self) -> None:
         """Renames the whole folder to the first free ``WORKDIR.old-N`` and makes it anew."""
@@ -259,9 +281,9 @@ class RunFolder:
             sync(path.parent)
         except OSError as error:
             raise RunError(f"{path} could not be moved to {target}: {error.strerror}") from error
-        print(f"the run that was there is in {target} now", flush=True)
-        make(path, self._named)
-        old, self._lock = self._lock, locked(path, self._named)
+        say(f"the run that was there is in {target} now")
+        _make(path, self._named)
+        old, self._lock = self._lock, _locked(path, self._named)
         if old is not None:
             old.release()
 
@@ -270,25 +292,21 @@ class RunFolder:
 def open_run(
     config: RunFlags, experiment: str, data: dict[str, Any] | None = None, devices: Devices | None = None
 ) -> Iterator[RunFolder]:
-    """The folder of a run; of one that is not finished, this process's alone until the end.
+    """The folder of a run; if the run is not finished, no other process may write into it until the end.
 
     Args:
         config: ``config.workdir`` names the folder.
-        experiment: the run is of.
-        data: what tells its data from others: ``name``, ``source``, ``crc32``; ``None``: it has none.
-        devices: what it computes on (:func:`planar_vae_jax.runs.devices.choose_devices`); ``None``: one device.
+        experiment: the name of the experiment.
+        data: identifies its data: ``name``, ``source``, ``crc32``; None: it has none.
+        devices: what it computes on (:func:`planar_vae_jax.runs.devices.choose_devices`); None: one device.
 
     Raises:
-        UsageError: the folder cannot be written, another process has it, or it holds another run, or none where one is
-            needed. Nothing is left there then.
+        UsageError: the folder cannot be written, another process uses it, or it holds another run, or none where one is
+            needed. Nothing is left behind then.
     """
     run = RunFolder(config, experiment, data, devices or one_device())
     try:
-        if not run.finished:
-            run._stored, run.finished = processes.on_first(run._take)
-            run._tell_devices()
-        if run.finished:
-            run._say_finished()
+        run._open()
         with signals.time_limit(config.max_seconds):
             yield run
     finally:
@@ -296,5 +314,108 @@ def open_run(
 
 
 def is_finished(config: RunFlags, experiment: str, data: dict[str, Any] | None = None) -> bool:
-    """Whether nothing is left to do of a run; looks, writes and says nothing. UsageError: the folder holds another."""
+    """Whether a run has nothing left to do; writes and prints nothing.
+
+    Raises:
+        UsageError: the folder holds another run.
+    """
     return RunFolder(config, experiment, data, one_device()).finished
+
+
+# --- What config.json says
+
+
+def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices) -> dict[str, Any]:
+    return {
+        "layout": LAYOUT,
+        "experiment": experiment,
+        "flags": {name: as_json(value) for name, value in dataclasses.asdict(config).items()},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "code": _code(config),
+        "device": devices.describe(),
+        "data": data,
+    }
+
+
+def _in_common(description: dict[str, Any]) -> dict[str, Any]:
+    """What all processes of a run must have in common."""
+    own = ("process_id", "data_dir", "workdir")
+    flags = {name: value for name, value in description["flags"].items() if name not in own}
+    data = description["data"]
+    return {
+        **description,
+        "flags": flags,
+        "device": None,
+        "data": data and [data["name"], data["crc32"], data.get("crc32_valid")],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a clone that is not installed
+        return None
+
+
+def _code(config: RunFlags) -> dict[str, int]:
+    """CRC-32 of the file in which the experiment's flags are defined, and of the package's files."""
+    package = Path(planar_vae_jax.__file__).parent
+    found = {"planar_vae_jax": _crc(*sorted(package.rglob("*.py")))}
+    file = getattr(sys.modules.get(type(config).__module__), "__file__", None)
+    if file is not None and Path(file).is_file():
+        found[Path(file).name] = _crc(Path(file))
+    return found
+
+
+def _crc(*files: Path) -> int:
+    crc = 0
+    for file in files:
+        crc = zlib.crc32(file.read_bytes(), crc)
+    return crc
+
+
+def _shown_data(data: dict[str, Any]) -> str:
+    return f"{data['name']} from {data['source']} (CRC-32 {data['crc32']:08x})"
+
+
+# --- A folder as a place
+
+
+def _expand(workdir: str) -> Path:
+    """The path of the folder."""
+    try:
+        path = Path(workdir).expanduser()
+        str(path.absolute()).encode()  # TensorStore accepts no other names
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name; not UTF-8; an unknown ~user
+        raise _not_a_folder(workdir, error) from None
+    return path
+
+
+def _make(path: Path, named: str) -> None:
+    """Makes the folder and checks that it can be written into."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, ValueError) as error:
+        raise _not_a_folder(named, error) from None
+
+
+def _not_a_folder(named: str, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or error
+    return UsageError(f"--workdir must be a folder that can be written; got {named!r} ({reason})")
+
+
+def _locked(workdir: Path, named: str) -> filelock.FileLock | None:
+    """A lock on the folder that ends with this process, however it ends; None if the file system has no locks."""
+    lock = filelock.FileLock(workdir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(f"--workdir={named} is in use by another process; name another, or wait for it") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, PermissionError):
+            raise _not_a_folder(named, error) from None
+        warn(f"{workdir / '.lock'} cannot be locked ({error}): make sure that no other run uses the folder")
+        return None
+    return lock

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: a run finishes its step and saves, if there is anything to save.
+"""SIGTERM, Ctrl-C and the signals of queues: a run finishes its step and saves, if there is anything to save.
 
-Python runs a signal's handler in the main thread, which compiled code may hold for seconds (longer while it is being
-compiled). So the bytes that the interpreter writes at the signal itself are read by a thread of our own.
+Python runs the handler of a signal in the main thread, which compiled code may hold for seconds (and compiling for
+longer). So a thread of our own reads the byte that the interpreter writes when the signal arrives.
 """
 
 import os
@@ -15,56 +15,66 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-advice = "run the same command again to go on"  # to be changed where that is wrong
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ADVICE = "run the same command again to resume"
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 _lock = threading.Lock()  # of the two that follow
 _finishing = False
 _requested: int | None = None
 _began = time.monotonic()
-_late: str | None = None  # the flag whose time is over
+_late: str | None = None  # the flag whose time is up
 
 
 class Stopped(Exception):
-    """The run was told to stop, and has saved; its argument is the signal's number."""
+    """A signal stopped the run after it had saved.
 
-    def __init__(self, number: int, where: str):
+    Args:
+        number: of the signal.
+        where: the state that was saved, in words.
+        advice: how to resume the run.
+    """
+
+    def __init__(self, number: int, where: str, advice: str = _ADVICE):
         super().__init__(f"stopped by {name(number)} {where}; {advice} from there")
         self.number = number
 
 
 def name(number: int) -> str:
-    """``SIGTERM`` or ``Ctrl-C``, or what has asked in the place of the former."""
+    """``Ctrl-C``, the signal's name, or the flag in whose place SIGTERM was sent."""
     if number == signal.SIGTERM and _late is not None:
         return _late
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def install() -> None:
-    """From now on SIGTERM and Ctrl-C end the process at once, but for :func:`finishing`; main thread only."""
+    """From now on these signals end the process at once, except inside :func:`finishing`; main thread only.
+
+    A signal that is ignored (SIGHUP under nohup) stays ignored.
+    """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     for number in _SIGNALS:
-        signal.signal(number, lambda *_: None)
+        if signal.getsignal(number) != signal.SIG_IGN or number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(reader,), daemon=True, name="signals").start()
 
 
 def ignore() -> None:
-    """From now on they have no effect: nothing is left to stop, and the interpreter, in its own end, would let the
-    system's default act, with another status.
+    """From now on these signals have no effect: there is nothing left to stop, and the system's default action while
+    the interpreter ends would change the exit status.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def requested() -> int | None:
-    """The signal that asked to stop since :func:`finishing` began, if any did."""
+    """The signal that has asked the run to stop since :func:`finishing` began; None if no signal has."""
     return _requested
 
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """As SIGTERM, so many seconds after the start of the process."""
+    """Sends the process the equivalent of SIGTERM so many seconds after its start."""
     if seconds is None:
         yield
         return
@@ -87,7 +97,7 @@ def _time_is_over(seconds: float) -> None:
 def finishing() -> Iterator[None]:
     """While there is something to save: the first signal only sets :func:`requested`, a second Ctrl-C ends at once.
 
-    Whoever uses it asks :func:`requested` once more afterwards: from then on signals end the process at once again.
+    The caller must check :func:`requested` once more afterwards; from then on signals end the process at once again.
     """
     global _finishing, _requested
     with _lock:
@@ -113,15 +123,15 @@ def _receive(number: int) -> None:
         if finishing and first:
             _requested = number
     if not finishing:
-        _exit(number, f"stopped by {name(number)}; {advice}")
+        _exit(number, f"stopped by {name(number)}; {_ADVICE}")
     elif first:
         tqdm.write(f"{name(number)}: finishing the step and saving; a second Ctrl-C ends at once", file=sys.stderr)
         sys.stderr.flush()
     elif number == signal.SIGINT:
-        _exit(number, f"stopped at once; {advice} from the last checkpoint")
+        _exit(number, f"stopped at once; {_ADVICE} from the last checkpoint")
 
 
 def _exit(number: int, text: str) -> None:
-    """Ends the process wherever its main thread is. What it was writing has a temporary name."""
+    """Ends the process wherever its main thread is. A file that it was writing has a temporary name."""
     print(f"\n{text}", file=sys.stderr, flush=True)
     os._exit(128 + number)

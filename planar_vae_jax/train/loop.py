@@ -1,12 +1,12 @@
-"""Training as a pure fold: of a loss, an optimiser, data and one PRNG key; it knows no model and no data set.
+"""Training as a pure function of a loss, an optimiser, data and a PRNG key; it knows no model and no data set.
 
     loss(params, batch, key, step) -> (value to minimise [], {name: figure []})
 
-Every key follows from (the run's key, epoch, step), and the loop over steps has bounds that are arguments: one compiled
-:func:`train_steps` serves any piece of any epoch, a run cut into pieces is the same run bit for bit, and
-``jax.vmap`` over keys trains many seeds at once. Nothing in the loop depends on what is computed in it (a loop that
-ended at a loss that is not finite would become a select of every parameter under ``jax.vmap``): the host looks at
-the losses between calls (:mod:`planar_vae_jax.runs.fit`).
+Every key is derived from the run's key, the epoch and the step, and the bounds of the loop over steps are arguments. So
+one compiled :func:`train_steps` serves any piece of any epoch, a run that is cut into pieces has the bits of the uncut
+run, and ``jax.vmap`` over keys trains many seeds at once. Nothing in the loop depends on what it computes: a loop that
+stopped at a loss that is not finite would become, under ``jax.vmap``, a select of every parameter. The host checks the
+losses between two calls instead (:mod:`planar_vae_jax.runs.fit`).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-Params = Any  # a pytree of arrays
+from planar_vae_jax.train import mesh
+
+Params = Any  # a pytree of arrays, such as a Flax module
 Loss = Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -30,53 +32,79 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a human reads; of many steps, each leaf has a leading axis of steps."""
+    """What people read of a step. For many steps, each leaf has a leading axis of steps."""
 
-    loss: jax.Array  # [], what was minimised
+    loss: jax.Array  # [], the value that was minimised
     gradient_norm: jax.Array  # []
     figures: dict[str, jax.Array]  # what the loss returned beside its value, [] each
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first step."""
+    """The state before the first step."""
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def train_step(
     loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Any, key: jax.Array
 ) -> tuple[TrainState, StepInfo]:
-    """One step; ``key`` is the epoch's, from which the step's own is derived."""
+    """One step of the optimiser, which is also given the value and the gradient (as optax's line searches need them).
+
+    Args:
+        loss: see the module's docstring.
+        optimizer: an optax optimiser.
+        state: before the step.
+        batch: what the loss is given.
+        key: the key of the epoch's steps; the key of this step is derived from it and from ``state.step``.
+    """
     step_key = jax.random.fold_in(key, state.step)
     (value, figures), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, step_key, state.step)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=value, grad=gradient)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, state.step + 1), StepInfo(value, _norm(gradient), figures)
-
-
-def _norm(tree: Any) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+    info = StepInfo(value, optax.tree.norm(gradient), figures)
+    return TrainState(params, opt_state, state.step + 1), info
 
 
 def epoch_keys(key: jax.Array, epoch: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-    """The keys of an epoch's order and of its steps; ``key`` is the run's."""
+    """The key of an epoch's order and the key of its steps; ``key`` is the run's."""
     order_key, steps_key = jax.random.split(jax.random.fold_in(key, epoch))
     return order_key, steps_key
 
 
 def epoch_order(key: jax.Array, size: int, batch_size: int) -> jax.Array:
-    """A fresh random order of ``size`` examples, ``[steps, batch_size]`` int32.
+    """A random order of ``size`` examples, ``[steps, batch_size]`` int32.
 
-    Each epoch leaves out the ``size mod batch_size`` examples that come last in its order.
+    An epoch leaves out the ``size mod batch_size`` examples that come last in its order.
     """
     steps = size // batch_size
     return jax.random.permutation(key, size)[: steps * batch_size].reshape(steps, batch_size)
 
 
+def check_loss(loss: Loss, params: Params, batch: Any, key: jax.Array, step: jax.Array) -> tuple[Any, dict[str, Any]]:
+    """Shapes and dtypes of what a loss returns; the arguments may be arrays or their shapes.
+
+    Raises:
+        ValueError: the loss returns anything but ``(value [], {name: figure []})``.
+    """
+    found = jax.eval_shape(loss, params, batch, key, step)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise ValueError(f"loss must return (value, {{name: figure}}); got {found}")
+    value, figures = found
+    for name, leaf in {"the value": value, **figures}.items():
+        if getattr(leaf, "shape", None) != ():
+            raise ValueError(f"loss must return scalars; got {name} of {leaf}")
+    return value, figures
+
+
 def empty_info(loss: Loss, state: TrainState, batch: Any, key: jax.Array, steps: int) -> StepInfo:
-    """Info of ``steps`` steps before any is taken: zeros. ``batch``: of one step, arrays or their shapes."""
-    value, figures = jax.eval_shape(loss, state.params, batch, key, state.step)
-    one = StepInfo(value, jax.eval_shape(_norm, state.params), figures)  # a gradient has the shapes of the parameters
-    return jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), one)
+    """The info of ``steps`` steps before any is taken: zeros.
+
+    Args:
+        batch: of one step, as arrays or as shapes.
+    """
+    value, figures = check_loss(loss, state.params, batch, key, state.step)
+    norm = jax.eval_shape(optax.tree.norm, state.params)  # a gradient has the shapes of the parameters
+    return jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), StepInfo(value, norm, figures))
 
 
 def train_steps(
@@ -90,14 +118,18 @@ def train_steps(
     start: jax.Array | int,
     stop: jax.Array | int,
 ) -> tuple[TrainState, StepInfo]:
-    """The steps ``start`` to ``stop`` (without the last) of an epoch; the bounds may be traced.
+    """The steps ``start`` to ``stop - 1`` of an epoch; the bounds may be traced.
+
+    Under a mesh (:mod:`planar_vae_jax.train.mesh`) each batch is split over its devices; everything else is whole on
+    every device.
 
     Args:
-        info: of all steps of the epoch (:func:`empty_info`); those of these steps are written into it.
-        data: a pytree of arrays ``[N, ...]``, or None: the loss draws what it needs from its key.
-        order: ``[steps, batch_size]``, see :func:`epoch_order`; a step's batch is ``data[order[step]]``.
+        info: of all steps of the epoch (:func:`empty_info`); the entries of these steps are written into it.
+        data: a pytree of arrays ``[N, ...]``, or None: the loss draws what it needs by its key.
+        order: ``[steps, batch_size]``, see :func:`epoch_order`; the batch of a step is ``data[order[step]]``.
         key: of the epoch's steps (:func:`epoch_keys`).
     """
+    order = jax.tree.map(lambda leaf: mesh.split(leaf, axis=1), order)
 
     def step(position: jax.Array, carry: tuple[TrainState, StepInfo]) -> tuple[TrainState, StepInfo]:
         state, info = carry
@@ -111,7 +143,8 @@ def train_steps(
         )
 
     first, last = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
-    return lax.fori_loop(first, last, step, (state, info))
+    carry = mesh.varying_like((state, info), (state, data, order, key))
+    return mesh.everywhere(lax.fori_loop(first, last, step, carry))
 
 
 def train(
@@ -124,14 +157,14 @@ def train(
     batch_size: int,
     epochs: int,
 ) -> tuple[TrainState, StepInfo]:
-    """A whole run on arrays in memory; under ``jax.jit`` one compiled program, under ``jax.vmap`` many seeds.
+    """A whole run on arrays in memory: one compiled program under ``jax.jit``, many seeds under ``jax.vmap``.
 
     Args:
-        loss: see the module's text.
+        loss: see the module's docstring.
         optimizer: an optax optimiser.
-        params: before the first step.
-        data: a pytree of arrays ``[N, ...]``, shuffled anew in each epoch.
-        key: everything random follows from it.
+        params: before the first step; any pytree of arrays, such as a Flax module.
+        data: a pytree of arrays ``[N, ...]``, in a new random order in each epoch.
+        key: everything random is derived from it.
         batch_size: examples a step, at most N.
         epochs: passes over the data.
 
@@ -139,12 +172,18 @@ def train(
         The final state, and the info of every step, each leaf ``[epochs, steps]``.
 
     Raises:
-        ValueError: for a batch size that is not between 1 and N.
+        ValueError: arrays of ``data`` of different lengths; a batch size that is not between 1 and N; a negative number
+            of epochs; a loss that does not return a value and a dict of scalars.
     """
     data = jax.tree.map(jnp.asarray, data)
-    size = len(jax.tree.leaves(data)[0])
+    shapes = [list(leaf.shape) for leaf in jax.tree.leaves(data)]
+    if not shapes or [] in shapes or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"data must be arrays [N, ...] of one length N; got the shapes {shapes}")
+    size = shapes[0][0]
     if not 1 <= batch_size <= size:
         raise ValueError(f"batch_size must be between 1 and the {size} examples of data; got {batch_size}")
+    if epochs < 0:
+        raise ValueError(f"epochs must be at least 0; got {epochs}")
     steps, state = size // batch_size, init_state(params, optimizer)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
     info = empty_info(loss, state, one, key, steps)
@@ -154,4 +193,4 @@ def train(
         order = epoch_order(order_key, size, batch_size)
         return train_steps(loss, optimizer, state, info, data, order, steps_key, 0, steps)
 
-    return lax.scan(epoch, state, jnp.arange(epochs))
+    return lax.scan(epoch, mesh.varying_like(state, (state, data, key)), jnp.arange(epochs))

@@ -1,8 +1,8 @@
-"""The optimisers of the experiments, and the parameters that a model is judged by.
+"""The optimisers of the experiments, and the parameters that a model is evaluated with.
 
-Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682) trains at one point ``y`` and is judged at another, the
-average ``x`` of the points that it has visited. No learning rate decays, so a run has no horizon: a longer run is the
-same run continued.
+Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682) computes gradients at one point ``y``; the model is
+evaluated at another, the average ``x`` of earlier points. Its learning rate does not decay, so the number of epochs is
+not fixed in advance: a longer run continues a shorter one.
 """
 
 from typing import Any
@@ -26,16 +26,16 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """One of ``OPTIMIZERS``.
+    """An optax optimiser by its name, one of ``OPTIMIZERS``.
 
     Args:
-        learning_rate: constant after the warm-up, or (without one, for Adam) a schedule of the step.
-        warmup_steps: over which it grows from 0.
-        weight_decay: decoupled (AdamW).
-        clip_norm: a gradient whose norm is greater is scaled down to it; 0: none is.
+        learning_rate: constant after the warm-up; for Adam without a warm-up also a schedule, a function of the step.
+        warmup_steps: steps over which the learning rate grows from 0.
+        weight_decay: decoupled from the gradient (AdamW).
+        clip_norm: gradients with a greater norm are scaled down to it; 0 switches that off.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: the name is unknown.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {name!r}")
@@ -49,13 +49,13 @@ def make_optimizer(
 
 
 def averaged_params(state: TrainState) -> Any:
-    """The average of a schedule-free optimiser; None of any other."""
+    """The averaged parameters of a schedule-free optimiser; None for any other optimiser."""
     nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, ScheduleFreeState))
     averages = [node for node in nodes if isinstance(node, ScheduleFreeState)]
     return schedule_free_eval_params(averages[0], state.params) if averages else None
 
 
 def evaluation_params(state: TrainState) -> Any:
-    """The parameters that a model is judged by: the average where there is one, else the newest."""
+    """The parameters to evaluate a model with: the average if there is one, else the newest."""
     average = averaged_params(state)
     return state.params if average is None else average

@@ -4,18 +4,12 @@ import json
 
 import pytest
 import toy
-from running import Killed, OneStep, contents, result, start, steps, stop
+from running import Killed, contents, result, start, steps, stop
 
 from planar_vae_jax.runs import fit
 from planar_vae_jax.runs.checkpoints import read_checkpoint
-from planar_vae_jax.runs.stopping import EarlyStopping
 
 PATIENT = ("--epochs=20", "--patience=3")  # the toy's distance is lowest after epoch 6 of these 9
-
-
-@pytest.fixture
-def one_step(monkeypatch):
-    monkeypatch.setattr(fit, "Pace", OneStep)
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +34,16 @@ def summary(workdir):
         ([3.0], 1, False),
         ([3.0, 2.0, 2.0], 2, False),
         ([3.0, 2.0, 2.0, 2.5], 2, True),  # an equal one is not better
-        ([3.0, 2.0, None, 1.0], 4, False),  # what is not finite is not better either
+        ([3.0, 2.0, None, 1.0], 4, False),  # neither is one that is not finite
         ([None, None], 0, True),
     ],
 )
 def test_a_run_is_over_after_so_many_epochs_without_a_better_score(scores, best, over):
     found = [{"loss": score} for score in scores]
-    early = EarlyStopping("loss", 2)
-    assert (early.best(found), early.over(found)) == (best, over)
-    assert not EarlyStopping("loss", 0).over(found)
-    assert not EarlyStopping(None, 0).wants_checkpoint(found)
-
-
-def test_each_line_is_looked_at_once_and_fewer_lines_are_other_lines():
-    early, lines, looks = EarlyStopping("loss", 2), [], []
-
-    class Line(dict):
-        def get(self, name):
-            looks.append(self)
-            return self[name]
-
-    for epoch in range(1, 50):
-        lines.append(Line(loss=1.0 / epoch))
-        assert (early.best(lines), early.wants_checkpoint(lines)) == (epoch, True)
-    assert len(looks) == len(lines)
-    assert early.best(lines[:3]) == 3
+    stopping = fit._Stopping("loss", 2)
+    assert (stopping.best(found), stopping.is_over(found)) == (best, over)
+    assert not fit._Stopping("loss", 0).is_over(found)
+    assert not fit._Stopping(None, 0).wants_checkpoint(found)
 
 
 def test_a_run_ends_early_with_the_figures_of_its_best_checkpoint(whole):
@@ -87,11 +66,11 @@ def test_a_run_that_does_not_end_early_has_the_figures_of_its_best_checkpoint_to
     found = summary(tmp_path)
     assert (found["stopped_early"], found["epochs"], found["best_epoch"]) == (False, 7, 6)
     assert found["w"] == summary(whole)["w"]
-    start(tmp_path, *PATIENT)  # and goes on
+    start(tmp_path, *PATIENT)  # and is resumed
     assert result(tmp_path) == result(whole)
 
 
-def test_more_epochs_alone_do_not_make_it_go_on_but_a_greater_patience_does(whole, tmp_path, capsys):
+def test_more_epochs_alone_do_not_resume_it_but_a_greater_patience_does(whole, tmp_path, capsys):
     start(tmp_path, *PATIENT)
     before = contents(tmp_path)
     start(tmp_path, "--epochs=30", "--patience=3")
@@ -113,7 +92,7 @@ def lines_without_seconds(workdir):
 
 
 @pytest.mark.parametrize("answers", [1, 13, 30, 41, 44])
-def test_stopped_by_a_signal_anywhere_it_ends_at_the_same_epoch(whole, tmp_path, one_step, answers):
+def test_stopped_by_a_signal_anywhere_it_ends_at_the_same_epoch(whole, tmp_path, one_step_at_a_time, answers):
     stop(tmp_path, answers, *PATIENT)
     start(tmp_path, *PATIENT)
     assert result(tmp_path) == result(whole)
@@ -123,18 +102,18 @@ def test_stopped_by_a_signal_anywhere_it_ends_at_the_same_epoch(whole, tmp_path,
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_as_it_saves_it_ends_at_the_same_epoch(whole, tmp_path, monkeypatch, epoch, when):
     """After the line of metrics, before the checkpoint that counts on it; or right after that."""
-    save = fit.Loop.save
+    save = fit._Training.save
 
-    def killed(loop, score=None):
-        if loop.done.epoch != epoch:
-            return save(loop, score)
+    def killed(training, score=None):
+        if training.done.epoch != epoch:
+            return save(training, score)
         if when == "after":
-            save(loop, score)
-            loop.checkpoints.wait()
+            save(training, score)
+            training.checkpoints.wait()
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit.Loop, "save", killed)
+        patch.setattr(fit._Training, "save", killed)
         with pytest.raises(Killed):
             start(tmp_path, *PATIENT)
     start(tmp_path, *PATIENT)
@@ -149,12 +128,12 @@ def test_eval_only_draws_the_best_again_and_the_latest_beside(whole, tmp_path):
     assert result(tmp_path) == before
     start(tmp_path, "--eval_only", "--checkpoint=latest")
     beside = summary(tmp_path / f"epoch-{before['summary']['epochs']}")
-    newest = read_checkpoint(tmp_path / "checkpoints").leaves["['state'].params['w']"]
+    newest = read_checkpoint(tmp_path / "checkpoints").leaves["state.params.w"]
     assert beside["w"] == newest.tolist() != before["summary"]["w"]
     assert beside["best_epoch"] == before["summary"]["epochs"]
 
 
-def test_eval_only_of_a_run_under_way_writes_beside_it(tmp_path, one_step):
+def test_eval_only_of_a_run_under_way_writes_beside_it(tmp_path, one_step_at_a_time):
     stop(tmp_path, 14, *PATIENT)  # in its third or fourth epoch
     start(tmp_path, "--eval_only")
     assert not (tmp_path / "summary.json").exists()

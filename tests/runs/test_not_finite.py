@@ -1,37 +1,28 @@
-"""What is not finite ends a run at that step, is kept apart, and is never passed on."""
+"""A value that is not finite ends a run at that step; the state goes to ``failed/`` and into no checkpoint."""
 
 import json
-import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
-from running import OneStep, result, start, stop, stopped_after
+from running import OneStep, start, steps, stop
 
-from planar_vae_jax.runs import compiled, fit, reading, signals
+from planar_vae_jax.runs import fit
+from planar_vae_jax.runs.checkpoints import Checkpoints, read_checkpoint
 from planar_vae_jax.runs.files import RunError
 
-
-@pytest.fixture(autouse=True)
-def one_step_at_a_time(monkeypatch):
-    monkeypatch.setattr(fit, "Pace", OneStep)
-    monkeypatch.setattr(signals, "advice", signals.advice)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    start(workdir)
-    return result(workdir)
+pytestmark = pytest.mark.usefixtures("one_step_at_a_time")
 
 
 @pytest.mark.parametrize("bomb", [0, 3, 4, 9])
 @pytest.mark.parametrize("flags", [(), ("--data=none",)], ids=str)
-@pytest.mark.parametrize("pace", [OneStep, OneStep.__base__])
+@pytest.mark.parametrize("pace", [OneStep, fit.Pace])
 def test_a_run_ends_at_the_step_whose_loss_is_not_finite(tmp_path, monkeypatch, bomb, flags, pace):
     monkeypatch.setattr(fit, "Pace", pace)
-    for _ in range(2):  # and again when it goes on from the last good checkpoint
+    for _ in range(2):  # and again when it is resumed from the last good checkpoint
         with pytest.raises(RunError) as error:
             start(tmp_path, f"--bomb={bomb}", *flags)
         message = str(error.value)
@@ -50,15 +41,15 @@ def test_a_run_ends_at_the_step_whose_loss_is_not_finite(tmp_path, monkeypatch, 
     assert facts["last_good_checkpoint"] == (4 * epoch or None)
     assert facts["loss"] == "nan"
     with np.load(tmp_path / "failed" / "state.npz") as arrays:
-        assert arrays["['state'].step"] == bomb
+        assert arrays["state.step"] == bomb
         assert all(np.all(np.isfinite(array)) for array in arrays.values())
-        assert ("['batch']['x']" in arrays) == (not flags)
+        assert ("batch.x" in arrays) == (not flags)
         failed = {name: arrays[name] for name in arrays}
     monkeypatch.setattr(fit, "Pace", OneStep)
     stop(tmp_path / "sound", bomb + epoch, *flags)  # stopped before that step
-    found = reading.read_checkpoint(tmp_path / "sound" / "checkpoints")
+    found = read_checkpoint(tmp_path / "sound" / "checkpoints")
     assert found.step == bomb
-    for name in ("['state'].params['w']", "['state'].params['b']", "['state'].opt_state[0].trace['w']"):
+    for name in ("state.params.w", "state.params.b", "state.opt_state.0.trace.w"):
         np.testing.assert_array_equal(failed[name], found.leaves[name])
     assert "NaN" not in "".join(path.read_text() for path in tmp_path.glob("*.jsonl"))
 
@@ -66,9 +57,8 @@ def test_a_run_ends_at_the_step_whose_loss_is_not_finite(tmp_path, monkeypatch, 
 def test_a_gradient_that_is_not_finite_ends_the_run_too(tmp_path, monkeypatch):
     def loss(params, batch, key, step):
         value, figures = toy.loss(params, batch, key, step, bomb=-1)
-        return value + jax.numpy.where(step == 5, jax.numpy.inf, 0.0) * (
-            params["b"] - jax.lax.stop_gradient(params["b"])
-        ), figures
+        zero = params["b"] - jax.lax.stop_gradient(params["b"])  # whose gradient is 1
+        return value + jnp.where(step == 5, jnp.inf, 0.0) * zero, figures
 
     monkeypatch.setattr(toy, "make_loss", lambda bomb: loss)
     with pytest.raises(RunError, match="step 6 of the run, is not finite"):
@@ -76,46 +66,43 @@ def test_a_gradient_that_is_not_finite_ends_the_run_too(tmp_path, monkeypatch):
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
-    # The update of the last step overflows: no loss will tell.
-    monkeypatch.setattr(compiled, "all_finite", lambda state: bool(np.asarray(state.step) < 8))
+    """The update of the last step of epoch 2 overflows, which no loss and no gradient shows."""
+    overflow = optax.scale_by_schedule(lambda count: jnp.where(count == 7, jnp.inf, 1.0))
+    optimizer = optax.chain(optax.sgd(0.1), overflow)
+    monkeypatch.setattr(toy, "make_optimizer", lambda rate: optimizer)
     with pytest.raises(RunError, match=r"a parameter is not finite after epoch 2.*last good checkpoint: epoch 1 \(st"):
         start(tmp_path)
-    assert os.listdir(tmp_path / "checkpoints") == ["4"]
+    assert steps(tmp_path) == [4]
     assert json.loads((tmp_path / "failed" / "failure.json").read_text())["last_good_checkpoint"] == 4
 
 
-def test_all_finite():
-    state = {"a": np.zeros(3, np.float32), "n": np.arange(2)}
-    assert compiled.all_finite(state)
-    assert compiled.all_finite({"n": np.arange(2)})
-    for bad in (np.nan, np.inf):
-        assert not compiled.all_finite({**state, "b": np.array([0.0, bad], np.float32)})
+def test_a_start_that_is_not_finite_ends_the_run_before_its_first_step(tmp_path, monkeypatch):
+    begin = toy.begin
+    monkeypatch.setattr(toy, "begin", lambda config: begin(config) | {"params": {"w": jnp.full(3, jnp.nan), "b": 0.0}})
+    with pytest.raises(
+        RunError, match=r"a parameter is not finite after epoch 0 \(step 0\); there is no checkpoint yet"
+    ):
+        start(tmp_path)
+    assert json.loads((tmp_path / "failed" / "failure.json").read_text())["step"] == 1
+    with np.load(tmp_path / "failed" / "state.npz") as arrays:
+        assert np.all(np.isnan(arrays["state.params.w"]))
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def not_ten(leaves):
-    """As if the state after ten steps held a NaN."""
-    if any(np.all(leaf == 10) for leaf in leaves.values() if isinstance(leaf, np.ndarray)):
-        raise ValueError("not every parameter is finite")
-
-
-def test_a_checkpoint_with_nan_is_passed_over(tmp_path, whole, monkeypatch, capsys):
+def test_a_checkpoint_with_nan_is_not_trained_on(tmp_path):
     stop(tmp_path, 12)
-    with monkeypatch.context() as patch:
-        # As if the state after ten steps held one.
-        patch.setattr(
-            compiled, "all_finite", lambda tree: not any(np.all(leaf == 10) for leaf in jax.tree.leaves(tree))
-        )
-        patch.setattr(reading, "check_finite", not_ten)
-        start(tmp_path, "--eval_only")
-        with stopped_after(0), pytest.raises(signals.Stopped):
-            start(tmp_path)
-    assert capsys.readouterr().err.count("(ValueError: not every") == 2
-    assert json.loads((tmp_path / "epoch-2" / "summary.json").read_text())["epochs"] == 2
-    start(tmp_path)
-    assert result(tmp_path) == whole
+    folder = tmp_path / "checkpoints"
+    sound = read_checkpoint(folder)
+    spoilt = sound.leaves | {"state.params.w": np.array([np.nan, 0.0, 0.0], np.float32)}
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(sound.step + 1, spoilt, sound.meta)
+    with pytest.raises(RunError, match="a parameter is not finite after epoch 2 and 2 steps") as error:
+        start(tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "summary.json").exists()
 
 
-def test_jax_debug_nans_raises_for_real_ones_alone(tmp_path):
+def test_jax_debug_nans_raises_only_for_real_ones(tmp_path):
     jax.config.update("jax_debug_nans", True)
     try:
         start(tmp_path / "run")

@@ -1,42 +1,19 @@
-"""Whose folder it is: what is not the same run is refused, in one line, and leaves nothing."""
+"""The folder of a run: another run is refused in one line and leaves nothing; overwriting loses nothing."""
 
 import json
 import os
 import re
-import shutil
-from pathlib import Path
 
 import filelock
 import pytest
 import toy
-from running import Killed, OneStep, contents, start, steps, stop
+from running import Killed, contents, start, steps
 
-from planar_vae_jax.runs import fit, folder, signals
+from planar_vae_jax.runs import folder
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.files import RunError
 
-OLD_RUN = Path(__file__).parents[1] / "old_run"  # the smallest real one of version 0.1
-
-
-@pytest.fixture(autouse=True)
-def one_step_at_a_time(monkeypatch):
-    monkeypatch.setattr(fit, "Pace", OneStep)
-    monkeypatch.setattr(signals, "advice", signals.advice)
-
-
-@pytest.fixture(scope="module")
-def _stopped(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "Pace", OneStep)
-        stop(workdir, 12)  # in the third epoch
-    return workdir
-
-
-@pytest.fixture
-def stopped(_stopped, tmp_path):
-    """The folder of a run that was stopped; a copy of one's own."""
-    return shutil.copytree(_stopped, tmp_path / "run")
+pytestmark = pytest.mark.usefixtures("one_step_at_a_time")
 
 
 # --- Refused
@@ -94,7 +71,7 @@ def test_a_folder_with_parts_of_a_run_alone_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"flags": 3}', b"\xff"])
-def test_a_config_that_cannot_be_read_is_told_in_a_line(tmp_path, content):
+def test_a_config_that_cannot_be_read_is_reported_in_a_line(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"config\.json cannot be read"):
         start(tmp_path)
@@ -102,7 +79,7 @@ def test_a_config_that_cannot_be_read_is_told_in_a_line(tmp_path, content):
 
 
 @pytest.mark.parametrize("flag", ["--resume=always", "--eval_only"])
-def test_there_must_be_a_run_to_go_on_with(tmp_path, flag):
+def test_there_must_be_a_run_to_resume(tmp_path, flag):
     with pytest.raises(UsageError, match=rf"{flag} needs a run.*holds none"):
         start(tmp_path / "new" / "run", flag)
     assert not any(tmp_path.iterdir())
@@ -129,7 +106,7 @@ def test_a_workdir_that_cannot_be_a_folder(tmp_path, where):
 # --- One process
 
 
-def test_a_folder_is_one_processs_alone_and_the_other_leaves_nothing(tmp_path):
+def test_a_folder_is_used_by_one_process_and_another_leaves_nothing(tmp_path):
     with folder.open_run(toy.Config(workdir=str(tmp_path / "run")), "toy"):
         before = sorted(os.listdir(tmp_path / "run"))
         for flags in ([], ["--overwrite"]):
@@ -139,13 +116,13 @@ def test_a_folder_is_one_processs_alone_and_the_other_leaves_nothing(tmp_path):
     start(tmp_path / "run")
 
 
-def test_where_files_cannot_be_locked_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
+def test_where_files_cannot_be_locked_a_run_warns_and_trains(tmp_path, monkeypatch, capsys):
     def acquire(self, **_):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     start(tmp_path)
-    assert "see that no other run uses it" in capsys.readouterr().err
+    assert "make sure that no other run uses the folder" in " ".join(capsys.readouterr().err.split())
 
 
 # --- Overwritten
@@ -162,12 +139,12 @@ def test_overwrite_moves_the_old_run_aside(stopped, tmp_path):
         assert steps(stopped) == [4]
 
 
-@pytest.mark.parametrize("function", ["_move_aside", "make", "locked", "write_json"])
+@pytest.mark.parametrize("function", ["_move_aside", "_make", "_locked", "write_json"])
 @pytest.mark.parametrize("after", [False, True])
 def test_overwriting_killed_at_each_of_its_steps_loses_nothing(stopped, tmp_path, monkeypatch, function, after):
     where = folder.RunFolder if function == "_move_aside" else folder
     original = getattr(where, function)
-    nth = {"make": 2, "locked": 2}.get(function, 1)  # first for the folder that is there
+    nth = {"_make": 2, "_locked": 2}.get(function, 1)  # first for the folder that is there
     calls = 0
 
     def killed(*args):
