@@ -33,7 +33,7 @@ from planar_vae_jax.flows.distribution import first_layers, shown_layers
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.flows.targets import TARGETS, Target, get_target
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
-from planar_vae_jax.runs.console import run_main
+from planar_vae_jax.runs.console import run_main, say
 from planar_vae_jax.runs.files import RunError, as_run_error
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
             "seconds": run.seconds(),
         }
         run.finish(summary)
-        print(f"KL(q || p) = {with_error(kl, estimate.standard_error)} nats; log Z {target.log_z:.5f}", flush=True)
+        say(f"KL(q || p) = {with_error(kl, estimate.standard_error)} nats; log Z {target.log_z:.5f}")
 
 
 def check_flags(config: Config) -> None:

@@ -6,7 +6,7 @@ trains for 30 epochs (on MNIST about two minutes on two CPU cores) and writes fi
 To reach on MNIST, nats an image: free energy 96.0 with K = 5, 96.5 with K = 0. ``--objective=reconstruction
 --latent=20`` draws the paper's loss curve: 205 at first, 5.3 at last (the paper: "over 200 ... plateauing around 6").
 
-A run that was stopped goes on with the same command; ``--workdir=DIR --eval_only`` draws the figures of a run again.
+The same command resumes a run that was stopped; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
 
 import dataclasses
@@ -14,50 +14,36 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from planar_vae_jax import plotting, report
 from planar_vae_jax.analysis import evaluation
-from planar_vae_jax.analysis.evaluation import Images
 from planar_vae_jax.data import DATASETS, Dataset, is_binary, load_images
-from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.load import model_from_flags
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
-from planar_vae_jax.runs.console import run_main, warn
+from planar_vae_jax.runs.console import run_main, say, warn
 from planar_vae_jax.runs.devices import DeviceFlags, Devices, choose_devices
-from planar_vae_jax.runs.files import as_run_error, read_json
+from planar_vae_jax.runs.files import as_run_error
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
-from planar_vae_jax.runs.memory import parse_bytes
-from planar_vae_jax.runs.placement import Placement
 from planar_vae_jax.train.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer
 from planar_vae_jax.vae.binarization import BINARIZATIONS
 from planar_vae_jax.vae.conv import divisible_by_4
 from planar_vae_jax.vae.likelihoods import LIKELIHOODS, default_binarization, measured
-from planar_vae_jax.vae.objectives import vae_loss
+from planar_vae_jax.vae.objectives import OBJECTIVES, vae_loss
 from planar_vae_jax.vae.precision import PRECISIONS
 
-# Flags in the summary.
-FLAGS: tuple[str, ...] = ("flows", "seed", "objective", "train_samples", "amortized", "likelihood", "posterior")
-FLAGS += ("encoder", "classes", "nll_samples", "patience", "binarization")
-# Flags in titles.
-TITLE: tuple[str, ...] = (
-    "flows",
-    "binarization",
-    "likelihood",
-    "encoder",
-    "layers",
-    "posterior",
-    "amortized",
-    "h",
-    "objective",
-)
-TITLE += ("classes",)
-# One object for the same arguments: runs in one process share what is compiled.
-shared_loss, shared_optimizer = functools.cache(vae_loss), functools.cache(make_optimizer)
+# Flags that stand in titles.
+TITLE = ("flows", "amortized", "h", "encoder", "layers", "posterior", "likelihood", "binarization", "objective")
+# Flags that stand in the summary.
+SUMMARY = ("flows", "seed", "objective", "train_samples", "amortized", "likelihood", "posterior", "encoder", "classes")
+SUMMARY += ("nll_samples", "patience", "binarization")  # type: ignore[assignment]
+# One object for the same arguments, so that runs in one process share their programs; those of older runs are released.
+shared_loss, shared_optimizer = functools.lru_cache(4)(vae_loss), functools.lru_cache(4)(make_optimizer)
 
 
 @dataclass(frozen=True)
@@ -78,7 +64,7 @@ class Config(DeviceFlags):
     patience: int = flag(
         0, "the run ends after so many epochs without a better validation loss; 0: never", at_least=0, resumable=True
     )
-    objective: str = flag("elbo", "what is minimised", choices=("elbo", "iwae", "reconstruction"))
+    objective: str = flag("elbo", "what is minimised", choices=OBJECTIVES)
     train_samples: int = flag(1, "k, samples an image of iwae; 1: the elbo", at_least=1, at_most=100_000)
     binarization: str = flag(
         None, "default: dynamic; none for reconstruction, logistic and gaussian", choices=BINARIZATIONS
@@ -96,19 +82,14 @@ class Config(DeviceFlags):
     layers: int = flag(1, "hidden layers of an mlp", at_least=1, at_most=2)
     hidden: int = flag(400, "width of the hidden layers of an mlp", at_least=1, at_most=100_000)
     batch_size: int = flag(128, "images a step", at_least=1)
-    optimizer: str = flag(
-        None, "default: schedule_free; adam for reconstruction", choices=OPTIMIZERS, default_before="adam"
-    )
+    optimizer: str = flag(None, "default: schedule_free; adam for reconstruction", choices=OPTIMIZERS)
     learning_rate: float = flag(
         None,
         "default: 8e-3 for schedule_free, 1e-3 for adam and for conv",
         above=0.0,
         at_most=1e30,
-        default_before=1e-3,
     )
-    warmup_steps: int = flag(
-        None, "of the learning rate; default: an epoch for schedule_free, 0 for adam", at_least=0, default_before=0
-    )
+    warmup_steps: int = flag(None, "of the learning rate; default: an epoch for schedule_free, 0 for adam", at_least=0)
     weight_decay: float = flag(0.0, "decoupled from the gradient", at_least=0.0, at_most=1e30)
     clip_norm: float = flag(0.0, "scales gradients of a greater norm down to it; 0: none", at_least=0.0, at_most=1e30)
     kl_warmup: int = flag(0, "epochs over which the weight of the KL term grows from 0 to 1", at_least=0)
@@ -124,8 +105,21 @@ class Config(DeviceFlags):
     nll_samples: int = flag(128, "importance samples an image of the NLL", at_least=1, at_most=100_000, evaluation=True)
 
 
+class Splits(NamedTuple):
+    """The images of a run, whole on the devices or streamed from the host."""
+
+    train: Any  # uint8, as ``fit`` takes them
+    test: Any  # as ``evaluation`` takes them
+    valid: Any  # likewise, or None
+
+
 def main(argv: list[str], *, pictures: bool = True) -> None:
-    """Trains, evaluates, draws (if ``pictures``) and writes; ``argv`` without the program's name."""
+    """Trains, evaluates, draws and writes.
+
+    Args:
+        argv: the flags, without the program's name.
+        pictures: whether to draw the figures.
+    """
     config = parse_run(Config, argv, __doc__, "mnist")
     check_flags(config)
     notes: list[str] = []
@@ -134,13 +128,7 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
 
 
 def train(
-    config: Config,
-    data: Dataset,
-    identity: dict[str, Any],
-    notes: Sequence[str] = (),
-    devices: Devices | None = None,
-    *,
-    pictures: bool = True,
+    config: Config, data: Dataset, identity: dict[str, Any], notes: Sequence[str] = (), *, pictures: bool = True
 ) -> dict[str, Any]:
     """One run, to its end; returns its summary.
 
@@ -148,102 +136,134 @@ def train(
         config: the flags.
         data: the images.
         identity: of the data, for ``config.json``.
-        notes: warnings on the data, for a new run.
-        devices: instead of ``--devices``.
-        pictures: whether the run draws them.
+        notes: remarks on the data, shown when a run begins.
+        pictures: whether to draw the figures.
     """
-    config = with_defaults(config, check_data(config, data))
-    binarization = config.binarization
-    devices = devices or choose_devices(config, config.batch_size)
-    placed = Placement(data, binarization, devices, config.batch_size, config.device_memory)
+    config = with_defaults(config, data)
+    devices = run_devices(config)
     with open_run(config, "mnist", identity, devices) as run:
         if run.finished:
-            return read_json(run.workdir / "summary.json") or {}
+            return run.summary()
         for note in notes if run.new else ():
             warn(note)
+        binarised = report.binarization_note(config.binarization, is_binary(data))
+        if binarised is not None:
+            say(binarised)
 
-        if said := report.binarization_note(binarization, is_binary(data)):
-            print(said, flush=True)
-        print(f"images on each device: {placed}", flush=True)
-        training, test, split = prepare(config, data, placed)
-        fitted = fit(run, **begin(config, data), **training)
+        images = place(config, data)
+        fitted = fit(run, **start(config, data, images, devices))
         model, lines = fitted.params, fitted.lines
-        nats_of = measured(config.likelihood, binarization)
-        print(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each", flush=True)
-        print(f"nats are of {nats_of}", flush=True)
-        evaluate, everywhere = devices.under(evaluation.evaluate), devices.replicate(model)
-        figures = evaluate(everywhere, test, nll_samples=config.nll_samples)
-        test, shape = devices.local(test), data.x_train.shape[1:]
-        bits_of = math.prod(shape) if config.likelihood == "logistic" else None
+
+        say(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each")
+        nats_of = measured(config.likelihood, config.binarization)
+        say(f"nats are of {nats_of}")
+        with devices.active():
+            everywhere = devices.replicate(model), devices.replicate(images.test)
+            figures = evaluation.evaluate(*everywhere, nll_samples=config.nll_samples)
+        image_shape = data.x_train.shape[1:]
         results = report.collect_results(
-            model, figures, test, data.y_test, nll_samples=config.nll_samples, bits_of=bits_of
+            model,
+            figures,
+            images.test,
+            data.y_test,
+            nll_samples=config.nll_samples,
+            bits_of=math.prod(image_shape) if config.likelihood == "logistic" else None,
         )
         if pictures:
             title = report.describe(
                 data.name,
-                channels=shape[2] if len(shape) == 3 else 1,
+                channels=image_shape[2] if len(image_shape) == 3 else 1,
                 epochs=fitted.epoch,
                 binary=is_binary(data),
+                classes=config.classes,
                 **{name: getattr(config, name) for name in TITLE},
             )
             report.draw_run(
                 run.save_figure,
                 model,
                 data,
-                test,
+                images.test,
                 results,
                 lines,
-                split=split,
+                split=watched_split(data),
                 title=title,
                 objective=config.objective,
             )
-        early = {"stopped_early": fitted.stopped_early, "best_epoch": fitted.epoch} if config.patience else {}
-        flags = {name: getattr(config, name) for name in FLAGS} | {"nats_of": nats_of} | early
-        summary = report.summary(results, lines, data, flags, seconds=run.seconds())
-        run.finish(summary)
+        facts = {name: getattr(config, name) for name in SUMMARY} | {"nats_of": nats_of}
+        if config.patience:
+            facts |= {"stopped_early": fitted.stopped_early, "best_epoch": fitted.epoch}
+        summary = run.finish(report.summary(results, lines, data, facts, seconds=run.seconds()))
         report.print_results(results)
         return summary
 
 
-def prepare(config: Config, data: Dataset, placed: Placement) -> tuple[dict[str, Any], Images | Streamed, str]:
-    """What runs with other seeds have in common: arguments of :func:`fit`, the test images, and the split whose loss is
-    shown during training."""
-    steps_per_epoch, binarization = check_data(config, data), config.binarization
-    loss = shared_loss(
-        config.objective,
-        binarization,
-        train_samples=config.train_samples,
-        kl_warmup_steps=config.kl_warmup * steps_per_epoch,
-        annealing_steps=config.energy_annealing * steps_per_epoch,
+def run_devices(config: Config) -> Devices:
+    """What the run computes on."""
+    return choose_devices(
+        config.batch_size,
+        config.devices,
+        coordinator=config.coordinator,
+        num_processes=config.num_processes,
+        process_id=config.process_id,
     )
-    optimizer = shared_optimizer(
-        config.optimizer,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
+
+
+def place(config: Config, data: Dataset) -> Splits:
+    """The images as they are trained on and evaluated; ``--images=host`` leaves them on the host."""
+    on_host = (config.images or ("host" if isinstance(data.x_train, np.memmap) else "device")) == "host"
+    size = data.x_train.nbytes / 1e6
+    say(f"{size:.0f} MB of training images: {'sent in chunks from the host' if on_host else 'whole on each device'}")
+
+    def evaluated(x: Any, index: Any, split: str) -> Any:
+        return evaluation.evaluated_images(x, index, split, config.binarization, on_host=on_host)
+
+    return Splits(
+        evaluation.training_images(data.x_train, data.train_index, config.binarization, on_host=on_host),
+        evaluated(data.x_test, data.test_index, "test"),
+        None if data.x_valid is None else evaluated(data.x_valid, data.valid_index, "valid"),
     )
-    test, validation = placed.test(), placed.valid()
-    split, watched = ("test", test) if validation is None else ("validation", validation)
-    training = {
-        "loss": loss,
-        "optimizer": optimizer,
+
+
+def watched_split(data: Dataset) -> str:
+    """The split whose loss is computed after each epoch: validation images if there are any."""
+    return "test" if data.x_valid is None else "validation"
+
+
+def start(config: Config, data: Dataset, images: Splits, devices: Devices) -> dict[str, Any]:
+    """The arguments of ``fit``: model and key, loss, optimiser and images."""
+    init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
+    steps_per_epoch, split = len(data.x_train) // config.batch_size, watched_split(data)
+    watched = devices.replicate(images.test if images.valid is None else images.valid)
+
+    def report_loss(model: Any) -> dict[str, float | None]:
+        return evaluation.mean_loss(model, watched, config.objective, split, config.train_samples)
+
+    return {
+        "params": model_from_flags(vars(config), data.x_train.shape[1:], init_key),
+        "key": train_key,
+        "loss": shared_loss(
+            config.objective,
+            config.binarization,
+            train_samples=config.train_samples,
+            kl_warmup_steps=config.kl_warmup * steps_per_epoch,
+            annealing_steps=config.energy_annealing * steps_per_epoch,
+        ),
+        "optimizer": shared_optimizer(
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+        ),
+        "data": images.train,
+        "batch_size": config.batch_size,
         "steps": config.epochs * steps_per_epoch,
         "steps_per_epoch": steps_per_epoch,
-        "data": placed.train(),
-        "batch_size": config.batch_size,
-        "report": lambda model: evaluation.mean_loss(model, watched, config.objective, split, config.train_samples),
+        "report": report_loss,
         "score": None if split == "test" else "validation_loss",
         "patience": config.patience,
         "show": ("train_loss", f"{split}_loss"),
     }
-    return training, test, split
-
-
-def begin(config: Config, data: Dataset) -> dict[str, Any]:
-    """What follows from the seed: the arguments of :func:`fit` that :func:`prepare` leaves open."""
-    init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
-    return {"params": model_from_flags(vars(config), data.x_train.shape[1:], init_key), "key": train_key}
 
 
 def check_flags(config: Config) -> None:
@@ -265,14 +285,12 @@ def check_flags(config: Config) -> None:
         for name in ("hidden", "layers"):
             if getattr(config, name) != getattr(Config, name):
                 raise UsageError(f"--{name} is of --encoder=mlp; got --{name}={getattr(config, name)} with conv")
-    if config.device_memory is not None:
-        parse_bytes(config.device_memory)
     with as_run_error(ImportError):
         plotting.check_figures()
 
 
-def check_data(config: Config, data: Dataset) -> int:
-    """Checks the flags against the data; returns the steps of an epoch."""
+def with_defaults(config: Config, data: Dataset) -> Config:
+    """The flags with the defaults that depend on other flags and on the data; checks them against the data."""
     if config.batch_size > len(data.x_train):
         size = f"{len(data.x_train)} training images of {data.name}"
         raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")
@@ -283,14 +301,9 @@ def check_data(config: Config, data: Dataset) -> int:
     if config.encoder == "conv" and not divisible_by_4(data.x_train.shape[1:]):
         size = " x ".join(map(str, data.x_train.shape[1:3]))
         raise UsageError(f"--encoder=conv needs images whose sides are divisible by 4; got {size} of {data.name}")
-    return len(data.x_train) // config.batch_size
-
-
-def with_defaults(config: Config, steps_per_epoch: int) -> Config:
-    """The defaults that depend on other flags."""
     optimizer = config.optimizer or ("adam" if config.objective == "reconstruction" else "schedule_free")
     learning_rate = CONVOLUTIONS_LEARNING_RATE if config.encoder == "conv" else LEARNING_RATES[optimizer]
-    warmup_steps = steps_per_epoch if optimizer == "schedule_free" else 0
+    warmup_steps = len(data.x_train) // config.batch_size if optimizer == "schedule_free" else 0
     return dataclasses.replace(
         config,
         binarization=config.binarization or default_binarization(config.likelihood, config.objective),

@@ -32,10 +32,10 @@ from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summa
 from planar_vae_jax.data import DataError, Dataset, load_images, read_images
 from planar_vae_jax.load import NEARLY_BLACK, Run
 from planar_vae_jax.report import NO_KL, draw_interpolations
+from planar_vae_jax.runs.checkpoints import CheckpointError
 from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
-from planar_vae_jax.runs.console import Progress, print_table, run_main, warn
+from planar_vae_jax.runs.console import Progress, print_table, run_main, say, warn
 from planar_vae_jax.runs.files import as_run_error, replacing, write_json
-from planar_vae_jax.runs.reading import CheckpointError
 from planar_vae_jax.statistics import means_and_errors
 from planar_vae_jax.vae.likelihoods import measured
 
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
             settings = Settings(steps=config.gap_steps)
             settings = settings._replace(nll_samples=config.nll_samples or settings.nll_samples)
             find_gap(run, data, config.gap or 0, settings, made(folder))
-    print(f"written into {folder}", flush=True)
+    say(f"written into {folder}")
 
 
 # --- What is asked for
@@ -257,7 +257,7 @@ def score(run: Run, images: np.ndarray, samples: int, folder: Path) -> None:
     save_rows(folder / f"{name}.csv", {"index": np.arange(len(images)), **figures})
     summary = {"images": len(images), **means_and_errors(figures)}
     write_json(folder / f"{name}.json", {**summary, "nll_samples": samples, "binarization": run.binarization})
-    print(f"nats are of {nats_of(run)}")
+    say(f"nats are of {nats_of(run)}")
     print_table({"all": summary}, ("images", "free_energy", "nll"))
 
 
@@ -283,7 +283,7 @@ def find_gap(run: Run, data: Dataset, count: int, settings: Settings, folder: Pa
     layers = f"{run.config['flows']} layers each" if run.config["flows"] else "own family"
     table = {"encoder": summary["encoder"], layers: summary["own_family"], "factorised": summary["factorised"]}
     nats = f"nats of {nats_of(run)}, {count} test images of {data.name}"
-    print(f"{nats}; the approximation gap is to -log p(x):")
+    say(f"{nats}; the approximation gap is to -log p(x):")
     print_table({**table, "-log p(x)": {"free_energy": summary["nll"], "free_energy_se": summary["nll_se"]}}, COLUMNS)
 
 

@@ -208,7 +208,7 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest", build:
 
     Raises:
         ValueError: if the folder is not that of such a run, or its parameters are not those of the model.
-        planar_vae_jax.runs.reading.CheckpointError: if there is no such checkpoint, or it is damaged.
+        planar_vae_jax.runs.checkpoints.CheckpointError: if there is no such checkpoint, or it is damaged.
     """
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint must be 'latest' or 'best'; got {checkpoint!r}")
@@ -275,19 +275,14 @@ def _read_config(folder: Path, wanted: str | None) -> dict[str, Any]:
 
 def _read_model(folder: Path, checkpoint: str, like: Any) -> tuple[Any, int]:
     """The module ``like``, whose leaves are shapes, filled with the stored parameters; the step of the checkpoint."""
-    from planar_vae_jax.runs import leaves, reading
+    from planar_vae_jax.runs.checkpoints import NoCheckpointError, fill_params, read_checkpoint
 
     try:
-        found = reading.read_checkpoint(
-            folder / "checkpoints",
-            checkpoint,
-            warn=lambda line: warnings.warn(line, stacklevel=3),
-            check=reading.check_finite,
-        )
-    except reading.NoCheckpointError as error:
+        found = read_checkpoint(folder / "checkpoints", checkpoint, warn=lambda line: warnings.warn(line, stacklevel=3))
+    except NoCheckpointError as error:
         hint = "; only a run with validation images has a best one" if checkpoint == "best" else ""
-        raise reading.NoCheckpointError(f"{error}{hint}") from None
+        raise NoCheckpointError(f"{error}{hint}") from None
     try:
-        return leaves.fill_params(found.leaves, like), found.step
+        return fill_params(found.leaves, like), found.step
     except ValueError as error:
         raise ValueError(f"{folder} holds the parameters of another model than its flags: {error}") from None

@@ -84,6 +84,44 @@ def _fixed_images(images: jax.Array, index: jax.Array, split: jax.Array | int, b
     return draw_images(images, jax.vmap(lambda number: jax.random.fold_in(split_key, number))(index), binarization)
 
 
+def evaluated_images(
+    images: Any, index: np.ndarray, split: str, binarization: str, *, on_host: bool = False
+) -> Images | Streamed:
+    """:func:`fixed_images`; with ``on_host`` they are binarised and sent chunk by chunk, with the same draws.
+
+    Args:
+        images: ``[N, H, W]`` or ``[N, H, W, C]`` uint8, which may be a memory-mapped file.
+    """
+    if not on_host:
+        return fixed_images(np.asarray(images), index, split, binarization)
+
+    def fetch(rows: np.ndarray) -> Images:
+        return fixed_images(np.asarray(images[rows]), index[rows], split, binarization)
+
+    like = _one_of(images), jax.ShapeDtypeStruct((8,), np.uint8)  # as many bytes as a key
+    return Streamed(fetch, like, len(images))
+
+
+def training_images(images: Any, index: np.ndarray, binarization: str, *, on_host: bool = False) -> Any:
+    """uint8 images as training takes them: for ``"static"`` they are drawn once, alike for every seed.
+
+    Args: as for :func:`evaluated_images`.
+    """
+    if not on_host:
+        whole = np.asarray(images)
+        return np.asarray(fixed_images(whole, index, "train", "static").pixels) if binarization == "static" else whole
+
+    def fetch(rows: np.ndarray) -> Any:
+        pixels = np.asarray(images[rows])
+        return fixed_images(pixels, index[rows], "train", "static").pixels if binarization == "static" else pixels
+
+    return Streamed(fetch, _one_of(images), len(images))
+
+
+def _one_of(images: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+
+
 def draw_images(images: UInt8[Array, "N H W *C"], keys: Key[Array, " N"], binarization: str) -> Images:
     """Binarises images, each by its key, from which the key of its posterior samples follows too."""
     keys = jax.vmap(jax.random.split)(keys)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.runs import hosts
 from planar_vae_jax.runs.checkpoints import Checkpoints, read_checkpoint
-from planar_vae_jax.runs.config import RunFlags, UsageError, check
+from planar_vae_jax.runs.config import RunFlags, UsageError, as_json, check, shown
 from planar_vae_jax.runs.console import say
 from planar_vae_jax.runs.devices import Devices
 from planar_vae_jax.runs.files import read_json_lines, write_json_lines
@@ -41,10 +41,19 @@ class Together(NamedTuple):
     start: Callable[[Any], dict[str, Any]]  # config -> params, key and the other arguments of fit
 
 
-def combinations(config: Config, over: Mapping[str, Sequence[Any]]) -> list[tuple[dict[str, Any], Config]]:
+def combinations(
+    config: Config,
+    over: Mapping[str, Sequence[Any]],
+    complete: Callable[[Config], Config] = lambda config: config,
+) -> list[tuple[dict[str, Any], Config]]:
     """``({flag: value}, config)`` for every combination of the values in ``over``; the last flag varies fastest.
 
     The folder of a run lies in ``config.workdir`` and is named after its values.
+
+    Args:
+        config: the flags that all runs share.
+        over: flag -> its values.
+        complete: checks the flags of a run against each other, and fills in defaults that depend on other flags.
 
     Raises:
         UsageError: a value that its flag does not accept.
@@ -54,10 +63,10 @@ def combinations(config: Config, over: Mapping[str, Sequence[Any]]) -> list[tupl
     runs = []
     for each in itertools.product(*over.values()):
         values = dict(zip(over, each, strict=True))
-        folder = Path(config.workdir).expanduser() / "-".join(f"{name}={value}" for name, value in values.items())
+        folder = Path(config.workdir).expanduser() / "-".join(map(_named, values.items()))
         one = dataclasses.replace(config, **values, workdir=str(folder), resume="auto", overwrite=False)
         check(one)
-        runs.append((values, one))
+        runs.append((values, complete(one)))
     return runs
 
 
@@ -65,6 +74,8 @@ def sweep(
     config: Config,
     over: Mapping[str, Sequence[Any]],
     train: Callable[[Config], Mapping[str, Any]],
+    *,
+    complete: Callable[[Config], Config] = lambda config: config,
     together: Together | None = None,
 ) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
     """Trains every combination of the values in ``over`` (:func:`combinations`).
@@ -73,6 +84,7 @@ def sweep(
         config: the flags that all runs share; ``config.workdir`` is the sweep's folder.
         over: flag -> its values.
         train: one run, to its end; returns its summary, of a finished run the stored one.
+        complete: see :func:`combinations`.
         together: how the seeds of a combination train at once; None: one after the other.
 
     Returns:
@@ -84,7 +96,7 @@ def sweep(
     """
     if hosts.count() > 1:
         raise UsageError("a sweep runs in one process; start it once, without --coordinator")
-    runs = combinations(config, over)
+    runs = combinations(config, over, complete)
     if together is not None:
         for _, group in itertools.groupby(runs, key=lambda run: {**run[0], "seed": None}):
             train_together(list(group), together)
@@ -93,6 +105,11 @@ def sweep(
         say(f"\nrun {number} of {len(runs)}: {Path(one.workdir or '').name}")
         results.append((values, train(one)))
     return results
+
+
+def _named(flag: tuple[str, Any]) -> str:
+    """``flows=5``, as it stands in the name of a folder."""
+    return f"{flag[0]}={shown(as_json(flag[1]))}"
 
 
 def train_together(runs: Sequence[tuple[dict[str, Any], RunFlags]], together: Together) -> None:
@@ -110,7 +127,7 @@ def train_together(runs: Sequence[tuple[dict[str, Any], RunFlags]], together: To
         RunError, CheckpointError, signals.Stopped: as :func:`planar_vae_jax.runs.fit.fit` does; all is saved.
     """
     values = {name: value for name, value in runs[0][0].items() if name != "seed"}
-    prefix = "-".join([*(f"{name}={value}" for name, value in values.items()), "seeds="])
+    prefix = "-".join([*map(_named, values.items()), "seeds="])
     configs = {each["seed"]: config for each, config in runs}
     parent = Path(runs[0][1].workdir or "").parent
     begun = [tuple(map(int, path.name[len(prefix) :].split("+"))) for path in parent.glob(glob.escape(prefix) + "*")]

@@ -35,7 +35,7 @@ OVER = {"rate": (0.1, 0.05), "seed": range(2)}
 
 
 def swept(workdir, *, over=OVER, how=None, **flags):
-    return sweep.sweep(toy.Config(workdir=str(workdir), **flags), over, train, how)
+    return sweep.sweep(toy.Config(workdir=str(workdir), **flags), over, train, together=how)
 
 
 @pytest.fixture(scope="module")
