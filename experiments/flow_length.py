@@ -5,8 +5,8 @@
 runs ``experiments.mnist`` (whose flags it takes) for each length and seed in ``WORKDIR/flows=K-seed=S/``, and writes
 table.md, table.csv, summary.json and flow_length.png: mean and standard deviation over seeds, and the difference to the
 first length, paired by seed, with its 95 % interval. Four seeds of two lengths take about 15 minutes on two CPU cores.
-``--together=yes`` trains the seeds of a length as one program, which suits accelerators. ``--each_class`` trains on each
-class alone ("each category" of Xu et al. 2023) and draws a page of reconstructions.
+``--together=yes`` trains the seeds of a length as one program, which suits accelerators. ``--each_class`` trains on
+each class alone ("each category" of Xu et al. 2023) and draws a page of reconstructions.
 
 The same command resumes a sweep that was stopped; with more lengths or seeds it adds runs to those that are finished.
 """
@@ -93,7 +93,14 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
             draw_each_class(config, folder, images, title)
         facts = {name: first[name] for name in ("dataset", "source", "binarization", "nats_of")}
         seconds = sum(summary["seconds"] for _, summary in results)
-        folder.finish({**facts, **settings(config, first), "rows": rows, "seconds": seconds})
+        folder.finish(
+            {
+                **facts,
+                **settings(config, mnist.with_defaults(of_a_run(config), whole[0])),
+                "rows": rows,
+                "seconds": seconds,
+            }
+        )
         say(f"\n{nats}")
         show(rows, figures)
 
@@ -122,13 +129,18 @@ def by_class(config: Config, data: Dataset) -> dict[tuple[int, ...] | None, Imag
     return {(label,): choose_images(data, (label,), config.validation) for label in labels}
 
 
+def of_a_run(config: Config) -> mnist.Config:
+    """The flags of ``experiments.mnist`` for the first length."""
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(mnist.Config)}
+    return mnist.Config(**given | {"flows": config.lengths[0]})
+
+
 def train(
     config: Config, folder: RunFolder, images: Mapping[tuple[int, ...] | None, Images], pictures: bool
 ) -> list[Result]:
     """Trains the models of every class, length and seed."""
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(mnist.Config)}
     seeds = range(config.seed, config.seed + config.seeds)
-    base = mnist.Config(**given | {"workdir": str(folder.workdir), "flows": config.lengths[0]})
+    base = replace(of_a_run(config), workdir=str(folder.workdir))
     folder.go_on(0.0, None)
     results: list[Result] = []
     for classes, (data, identity) in images.items():
@@ -200,11 +212,11 @@ def describe(config: Config, summary: Mapping[str, Any], binary: bool) -> str:
     return ", ".join(parts)
 
 
-def settings(config: Config, first: Summary) -> dict[str, Any]:
-    """For the summary: the flags of the sweep, and those of its runs with their defaults filled in."""
+def settings(config: Config, one: mnist.Config) -> dict[str, Any]:
+    """For the summary: the flags of the sweep, and those of a run with its defaults filled in."""
     own = {name: getattr(config, name) for name in ("lengths", "seeds", "each_class", "seed", "classes", "amortized")}
     left_out = (*own, "flows", "dataset", "data_dir")
-    return own | {name: first.get(name, getattr(config, name)) for name in FLAGS if name not in left_out}
+    return own | {name: getattr(one, name) for name in FLAGS if name not in left_out}
 
 
 def show(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from planar_vae_jax import plotting, report
 from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.data import DATASETS, Dataset, is_binary, load_images
+from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.load import model_from_flags
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
@@ -151,6 +152,8 @@ def train(
             say(binarised)
 
         images = place(config, data)
+        where = "sent in chunks from the host" if isinstance(images.train, Streamed) else "whole on each device"
+        say(f"{data.x_train.nbytes / 1e6:.3g} MB of training images, {where}")
         fitted = fit(run, **start(config, data, images, devices))
         model, lines = fitted.params, fitted.lines
 
@@ -211,8 +214,6 @@ def run_devices(config: Config) -> Devices:
 def place(config: Config, data: Dataset) -> Splits:
     """The images as they are trained on and evaluated; ``--images=host`` leaves them on the host."""
     on_host = (config.images or ("host" if isinstance(data.x_train, np.memmap) else "device")) == "host"
-    size = data.x_train.nbytes / 1e6
-    say(f"{size:.0f} MB of training images: {'sent in chunks from the host' if on_host else 'whole on each device'}")
 
     def evaluated(x: Any, index: Any, split: str) -> Any:
         return evaluation.evaluated_images(x, index, split, config.binarization, on_host=on_host)
