@@ -160,7 +160,7 @@ def load_images(
 
 
 def choose_images(dataset: Dataset, classes: tuple[int, ...] | None, validation: int) -> tuple[Dataset, dict[str, Any]]:
-    """Some classes of a data set, with a validation split held out; and the identity of the result's images.
+    """Keeps some classes of a data set and holds out a validation split.
 
     Args:
         dataset: any.
