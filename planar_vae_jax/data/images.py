@@ -54,7 +54,8 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _pictures(paths: list[str], shape: tuple[int, ...], warn: Callable[[str], object]) -> np.ndarray:
-    pictures, changed = [], dict[str, list[str]]()
+    pictures: list[np.ndarray] = []
+    changed: dict[str, list[str]] = {}
     for path in paths:
         picture, changes = _picture(path, "RGB" if len(shape) == 3 else "L")
         _check_size(path, picture.shape, shape)

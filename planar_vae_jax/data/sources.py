@@ -160,7 +160,7 @@ def load_images(
 
 
 def choose_images(dataset: Dataset, classes: tuple[int, ...] | None, validation: int) -> tuple[Dataset, dict[str, Any]]:
-    """Some classes of a data set, with a validation split held out; and the identity of the result's images.
+    """Keeps some classes of a data set and holds out a validation split.
 
     Args:
         dataset: any.
@@ -312,8 +312,8 @@ def _load_instead_of_mnist(reason: Unavailable, warn: Warn) -> Dataset:
         raise DataError(f"no data set: mnist is unavailable: {reason}. {_advice('mnist')}; but {error}") from reason
     warn(
         "This run does not use MNIST but mnist5k: 4,000 digits to train on and 1,000 to test on, from "
-        f"{dataset.source}. Its figures are not comparable with those of MNIST, which is unavailable: {reason}. "
-        f"{_advice('mnist')} to use MNIST."
+        f"{dataset.source}. Its figures are not comparable with those of MNIST, which is unavailable: {reason}. To use "
+        f"MNIST, give the folder that holds {_NAMED['mnist'].files[0].name} and its other files as data_dir."
     )
     return dataset
 

