@@ -1,5 +1,7 @@
 """From grey pixels to what a Bernoulli decoder models; drawn on the device."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Key, UInt8, UInt32
@@ -72,7 +74,8 @@ def binarize_each(
 ) -> Float32[Array, "N ..."]:
     """As :func:`binarize`, with a key for each image: the draws of image i depend on ``keys[i]`` alone.
 
-    That holds for threefry keys; draws from ``rbg`` keys depend on the batch.
+    Image i is ``binarize(keys[i], images[i].reshape(-1), binarization)``, in the shape of an image. That holds for
+    threefry keys; draws from ``rbg`` keys depend on the batch.
 
     Args:
         keys: ``[N]``.
@@ -89,7 +92,8 @@ def binarize_each(
     _check_pixels(images)
     if keys.shape[:1] != images.shape[:1]:
         raise ValueError(f"keys must be one for each image, [{images.shape[0]}]; got {list(keys.shape)}")
-    return jax.vmap(lambda key, image: binarize(key, image, binarization))(keys, images)
+    rows = images.reshape(len(images), math.prod(images.shape[1:]))
+    return jax.vmap(lambda key, row: binarize(key, row, binarization))(keys, rows).reshape(images.shape)
 
 
 def check_binarization(binarization: str) -> None:
