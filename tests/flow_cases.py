@@ -28,11 +28,11 @@ def draws(dim, flow_length, dtype=np.float64, *, scales=SCALES):
     return [draw(dim, flow_length, scale=scale, seed=seed, dtype=dtype) for seed, scale in enumerate(scales)]
 
 
-def objective(params: Planar, z0, *, h: str, method: str | None):
-    """``sum_i cos(i) zK_i + 1.5 log_det``: its gradients see every output. With the outputs beside it."""
+def objective(params: Planar, z0, *, h: str = "tanh", method: str | None = None):
+    """``sum_i cos(i) zK_i + 1.5 log_det``, summed over events, and the outputs; its gradients depend on each output."""
     zK, log_det = planar_flow(params, z0, h=h, method=method)
     weights = np.cos(np.arange(zK.size)).astype(zK.dtype)
-    return jnp.dot(weights, zK) + 1.5 * log_det, (zK, log_det)
+    return jnp.vdot(weights, zK) + 1.5 * jnp.sum(log_det), (zK, log_det)
 
 
 @functools.cache

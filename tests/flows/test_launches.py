@@ -1,12 +1,15 @@
 """What a flow computes on a GPU, where launches of kernels cost most: the layer scan's map, in fewer steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import assert_trees_close, draw
+from flow_cases import objective
 
-from planar_vae_jax import Planar, planar_flow
+from planar_vae_jax import Planar
 from planar_vae_jax.flows import _xla
 
 CASES = [  # D, K, leading axes of the parameters; of 3 events
@@ -29,16 +32,10 @@ def a_case(dim, flow_length, flows):
     return params, np.random.default_rng(0).normal(size=(3, dim))
 
 
-def objective(params, z0, method=None):
-    zK, log_det = planar_flow(params, z0, method=method)
-    weights = np.cos(np.arange(zK.size)).reshape(zK.shape)
-    return jnp.sum(weights * zK) + 1.5 * jnp.sum(log_det), (zK, log_det)
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_gpu_has_the_values_and_gradients_of_the_layer_scan(case, request, x64):
     def found(method):
-        both = jax.value_and_grad(lambda *args: objective(*args, method=method), argnums=(0, 1), has_aux=True)
+        both = jax.value_and_grad(functools.partial(objective, method=method), argnums=(0, 1), has_aux=True)
         return jax.jit(both)(*a_case(*case))
 
     expected = found("scan")
