@@ -77,7 +77,7 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
         results = train(config, folder, images, pictures)
 
         first = results[0][1]
-        figures = (*report.SHOWN, *(["bits_per_dim"] if config.likelihood == "logistic" else []), "active_units")
+        figures = (*report.figure_names(first["test"]), "active_units")
         found = by_length(config, results, figures)
         rows = statistics.compare(found, figures)
         for row, of_length in zip(rows, found.values(), strict=True):

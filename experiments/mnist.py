@@ -35,6 +35,7 @@ from planar_vae_jax.train.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING
 from planar_vae_jax.vae.binarization import BINARIZATIONS
 from planar_vae_jax.vae.conv import divisible_by_4
 from planar_vae_jax.vae.likelihoods import LIKELIHOODS, default_binarization, measured
+from planar_vae_jax.vae.model import POSTERIORS
 from planar_vae_jax.vae.objectives import OBJECTIVES, vae_loss
 from planar_vae_jax.vae.precision import PRECISIONS
 
@@ -75,7 +76,7 @@ class Config(DeviceFlags):
         "of binary pixels; logistic: discretised, of uint8 ones; gaussian: a density; both with a scale a pixel",
         choices=tuple(LIKELIHOODS),
     )
-    posterior: str = flag("diagonal", "covariance of q_0; full: a Cholesky factor", choices=("diagonal", "full"))
+    posterior: str = flag("diagonal", "covariance of q_0; full: a Cholesky factor", choices=tuple(POSTERIORS))
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
@@ -158,7 +159,7 @@ def train(
         model, lines = fitted.params, fitted.lines
 
         say(f"test figures over {len(data.x_test)} images, {config.nll_samples} importance samples each")
-        nats_of = measured(config.likelihood, config.binarization)
+        nats_of = measured(model.likelihood, config.binarization)
         say(f"nats are of {nats_of}")
         with devices.active():
             everywhere = devices.replicate(model), devices.replicate(images.test)
@@ -170,7 +171,7 @@ def train(
             images.test,
             data.y_test,
             nll_samples=config.nll_samples,
-            bits_of=math.prod(image_shape) if config.likelihood == "logistic" else None,
+            bits_of=math.prod(image_shape) if model.likelihood.of_levels else None,
         )
         if pictures:
             title = report.describe(
@@ -276,7 +277,7 @@ def check_flags(config: Config) -> None:
     for name in ("kl_warmup", "energy_annealing"):
         if getattr(config, name) and config.objective != "elbo":
             raise UsageError(f"--{name} anneals the elbo; got --objective={config.objective}")
-    if config.likelihood != "bernoulli":
+    if not LIKELIHOODS[config.likelihood].binary:
         if config.objective == "reconstruction":
             raise UsageError(f"--likelihood={config.likelihood} needs the elbo; got --objective=reconstruction")
         if config.binarization not in (None, "none"):
@@ -307,7 +308,7 @@ def with_defaults(config: Config, data: Dataset) -> Config:
     warmup_steps = len(data.x_train) // config.batch_size if optimizer == "schedule_free" else 0
     return dataclasses.replace(
         config,
-        binarization=config.binarization or default_binarization(config.likelihood, config.objective),
+        binarization=config.binarization or default_binarization(LIKELIHOODS[config.likelihood], config.objective),
         optimizer=optimizer,
         learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,
         warmup_steps=warmup_steps if config.warmup_steps is None else config.warmup_steps,

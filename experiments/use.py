@@ -1,4 +1,4 @@
-"""What can be done with a run of ``experiments.mnist``, one of these a call:
+"""What can be done with a run of ``experiments.mnist``, or of an experiment of one's own (``--build``):
 
     python -m experiments.use --workdir=DIR --reconstruct=FILE.npz    images of a file and their reconstructions
     python -m experiments.use --workdir=DIR --samples=64              pictures decoded from the prior
@@ -14,14 +14,16 @@ that is there already stays: the next one is called ``scores-2.csv``. ``--gap=10
 """
 
 import csv
+import importlib
 import itertools
 import math
 import re
+import runpy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -30,10 +32,10 @@ from planar_vae_jax import load_run, plotting
 from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summarise
 from planar_vae_jax.data import DataError, Dataset, load_images, read_images
-from planar_vae_jax.load import NEARLY_BLACK, Run
+from planar_vae_jax.load import NEARLY_BLACK, Build, Run
 from planar_vae_jax.report import NO_KL, draw_interpolations
 from planar_vae_jax.runs.checkpoints import CheckpointError
-from planar_vae_jax.runs.config import UsageError, flag, parse, read_config
+from planar_vae_jax.runs.config import UsageError, check_local, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, say, warn
 from planar_vae_jax.runs.files import as_run_error, replacing, write_json
 from planar_vae_jax.statistics import means_and_errors
@@ -49,11 +51,14 @@ CHUNK = 25  # images between two lines of progress
 class Config:
     """Flags of ``experiments.use``."""
 
-    workdir: str = flag(None, "the folder of a run of experiments.mnist")
+    workdir: str = flag(None, "the folder of a run")
     checkpoint: str = flag(
         None,
         "latest, or best: lowest validation loss; default: latest; best of a run with --patience",
         choices=("latest", "best"),
+    )
+    build: str | None = flag(
+        None, "FILE.py:FUNCTION or MODULE:FUNCTION, build(flags, image_shape) -> model, of an experiment of one's own"
     )
     output: str | None = flag(None, "folder for what is written; default: WORKDIR/use")
     reconstruct: str | None = flag(None, "FILE.npz, a picture, or a pattern as in 'digits/*.png'")
@@ -80,9 +85,9 @@ def main(argv: list[str]) -> None:
     try:
         with as_run_error(ImportError):
             plotting.check_figures()
-            run = load_run(config.workdir, config.checkpoint or "latest")
+            run = load_run(config.workdir, config.checkpoint or "latest", builder(config.build))
             if config.checkpoint is None and run.config.get("patience"):  # as its summary is
-                run = load_run(config.workdir, "best")
+                run = load_run(config.workdir, "best", builder(config.build))
     except CheckpointError:
         raise
     except ValueError as error:
@@ -95,7 +100,7 @@ def main(argv: list[str]) -> None:
         reconstruct(run, images, made(folder))
     elif task == "scores":
         images = images_of_file(run, task, config.scores or "")
-        score(run, images, config.nll_samples or run.config["nll_samples"], made(folder))
+        score(run, images, config.nll_samples or run.config.get("nll_samples", 128), made(folder))
     else:
         data = images_of_run(run, config)
         if task == "interpolate":
@@ -124,10 +129,23 @@ def the_task(config: Config) -> str:
 
 
 def output_folder(config: Config) -> Path:
-    """The folder for what is written; a bucket's address is not one."""
-    if config.output and "://" in config.output:
-        raise UsageError(f"--output must be a folder of this machine; got {config.output}")
+    """The folder for what is written."""
+    if config.output is not None:
+        check_local("output", config.output)
     return Path(config.output or Path(config.workdir) / "use").expanduser()
+
+
+def builder(place: str | None) -> Build | None:
+    """The function that makes the model of an experiment of one's own."""
+    if place is None:
+        return None
+    module, _, name = place.rpartition(":")
+    try:
+        if module.endswith(".py"):
+            return cast(Build, runpy.run_path(module)[name])
+        return cast(Build, getattr(importlib.import_module(module), name))
+    except (ImportError, OSError, KeyError, AttributeError, ValueError) as error:
+        raise UsageError(f"--build must be FILE.py:FUNCTION or MODULE:FUNCTION; got {place!r} ({error!r})") from error
 
 
 def made(folder: Path) -> Path:
@@ -179,7 +197,7 @@ def check_gap(run: Run, count: int, data: Dataset) -> None:
     """Whether there is a gap to be found."""
     if count > len(data.x_test):
         raise UsageError(f"--gap must be at most the {len(data.x_test)} test images of {data.name}; got {count}")
-    if run.config["objective"] == "reconstruction":
+    if run.config.get("objective") == "reconstruction":
         raise UsageError("--gap needs a run that minimised a free energy; got one of --objective=reconstruction")
 
 
@@ -213,8 +231,8 @@ def unused(folder: Path, name: str, *endings: str) -> str:
 
 
 def nats_of(run: Run) -> str:
-    """What the nats of a run are nats of."""
-    return measured(run.config["likelihood"], run.binarization)
+    """What the nats of a run measure."""
+    return measured(run.model.likelihood, run.binarization)
 
 
 def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
@@ -223,7 +241,7 @@ def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
     name = unused(folder, "samples", ".npz", ".png")
     save_arrays(folder / f"{name}.npz", samples=drawn)
     columns = max(1, math.isqrt(min(count, 400)))
-    title = f"Pixel means decoded from the prior{NO_KL * (run.config['objective'] == 'reconstruction')}"
+    title = f"Pixel means decoded from the prior{NO_KL * (run.config.get('objective') == 'reconstruction')}"
     page = plotting.image_grid(drawn[:400], columns=columns, title=title)
     save_figure(folder / f"{name}.png", page)
 
@@ -278,9 +296,9 @@ def find_gap(run: Run, data: Dataset, count: int, settings: Settings, folder: Pa
     figures = {"amortisation": each.amortisation, "approximation": each.approximation}
     name = unused(folder, "gap", ".csv", ".json")
     save_rows(folder / f"{name}.csv", {"index": data.test_index[rows], **labels, **each._asdict(), **figures})
-    setting = {"dataset": data.name, "binarization": run.binarization, "flows": run.config["flows"]}
+    setting = {"dataset": data.name, "binarization": run.binarization, "flows": run.config.get("flows")}
     write_json(folder / f"{name}.json", {**setting, **summary, "settings": settings._asdict()})
-    layers = f"{run.config['flows']} layers each" if run.config["flows"] else "own family"
+    layers = f"{run.config['flows']} layers each" if run.config.get("flows") else "own family"
     table = {"encoder": summary["encoder"], layers: summary["own_family"], "factorised": summary["factorised"]}
     nats = f"nats of {nats_of(run)}, {count} test images of {data.name}"
     say(f"{nats}; the approximation gap is to -log p(x):")

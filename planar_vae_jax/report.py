@@ -27,7 +27,6 @@ from planar_vae_jax.runs.console import print_table
 from planar_vae_jax.statistics import with_error
 from planar_vae_jax.vae.objectives import Model
 
-SHOWN = ("free_energy", "nll", "reconstruction", "kl", "squared_error", "effective_sample_size")
 NO_KL = "\nno KL term was trained, so the prior is not where the codes are"
 SaveFigure = Callable[[str, Figure], object]  # (file name, figure), as ``RunFolder.save_figure``
 
@@ -52,8 +51,13 @@ class Results(NamedTuple):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Names of the figures in tables."""
-        return (*SHOWN, *(name for name in ("bits_per_dim",) if name in self.overall))
+        """Names of the figures, in the order of tables."""
+        return figure_names(self.overall)
+
+
+def figure_names(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The figures of a row of ``summary.json``, without their standard errors."""
+    return tuple(name for name in row if not name.endswith("_se"))
 
 
 def collect_results(
@@ -179,11 +183,11 @@ def binarization_note(binarization: str, binary: bool) -> str | None:
     if binary or binarization == "none":
         return None
     ways = {
-        "dynamic": "each pixel is 1 with probability level/255, drawn anew at every visit",
-        "static": "each pixel is 1 with probability level/255, drawn once",
-        "threshold": "pixels of at least 128 are 1, the others 0",
+        "dynamic": "each pixel of a grey image is drawn as 0 or 1 at every visit",
+        "static": "each pixel of a grey image is drawn as 0 or 1, once",
+        "threshold": "grey levels of at least 128 are 1, the others 0",
     }
-    return f"grey images are binarised: {ways[binarization]} (--binarization={binarization})"
+    return f"{ways[binarization]} ({binarization})"
 
 
 def _pixels(binarization: str, channels: int, likelihood: str, objective: str, binary: bool) -> str:

@@ -14,14 +14,15 @@ from pathlib import Path
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+    from planar_vae_jax.runs.placement import Placement
+    from planar_vae_jax.runs.together import Seed, fit_together
+
     from experiments import mnist
     from planar_vae_jax.data import load_images
     from planar_vae_jax.runs.config import UsageError, parse
     from planar_vae_jax.runs.devices import choose_devices_of_seeds
     from planar_vae_jax.runs.fit import fit
     from planar_vae_jax.runs.folder import open_run
-    from planar_vae_jax.runs.placement import Placement
-    from planar_vae_jax.runs.together import Seed, fit_together
 
     flags = (
         "--epochs=2 --checkpoint_every=2 --hidden=8 --latent=6 --batch_size=16 --flows=3 --amortized --validation=30"

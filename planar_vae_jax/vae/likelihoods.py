@@ -5,7 +5,7 @@ Pixels are in 0..1 and are independent given ``z``. :func:`measured` says what t
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,16 @@ class Likelihood(Protocol):
 
     A likelihood is a static part of a model, so two that mean the same should be equal: a frozen dataclass, or one
     object that all models share.
+
+    Attributes:
+        binary: whether it models pixels 0 or 1, so that grey images are binarised.
+        of_levels: whether its nats are those of uint8 images, so that they can be given in bits per dimension.
+        measures: what its nats measure, in words.
     """
+
+    binary: ClassVar[bool] = False
+    of_levels: ClassVar[bool] = False
+    measures: ClassVar[str] = "images"
 
     def log_prob(self, x: Float[Array, "*X P"], parameters: Any) -> Float[Array, "..."]:
         """``log p(x|z) [...]`` in nats, of images ``x [..., P]`` whose P pixels are one axis."""
@@ -83,6 +92,9 @@ class Bernoulli(Likelihood):
     For grey levels ``log_prob`` is a cross-entropy and no likelihood.
     """
 
+    binary = True
+    measures = "binary images"
+
     def log_prob(self, x: Float[Array, "*X P"], logits: Float[Array, "*Z P"]) -> Float[Array, "..."]:
         """``x l - softplus(l)``, summed over pixels."""
         return bernoulli_log_prob(x, logits)
@@ -100,6 +112,8 @@ class DiscretizedLogistic(Likelihood):
     likelihood of uint8 images, whose ``log p(x|z) <= 0``.
     """
 
+    of_levels = True
+    measures = "uint8 images"
     smallest_scale = 0.1 / 255  # a tenth of a level, where a pixel is certain of its level
 
     def log_prob(self, x: Float[Array, "*X P"], parameters: LocationScale) -> Float[Array, "..."]:
@@ -138,6 +152,7 @@ class Gaussian(Likelihood):
     A pixel that never changes would make the density grow without bound: no scale is below a level's width.
     """
 
+    measures = "a density on pixels in 0..1"
     smallest_scale = 1.0 / 255
 
     def log_prob(self, x: Float[Array, "*X P"], parameters: LocationScale) -> Float[Array, "..."]:
@@ -168,13 +183,13 @@ def bounded_log_scale(raw: Float[Array, "*P"], smallest_scale: float) -> Float[A
     return reach * jnp.tanh(raw / reach)
 
 
-def measured(likelihood: str, binarization: str) -> str:
-    """What the nats of a run are nats of."""
-    if likelihood != "bernoulli":
-        return {"logistic": "uint8 images", "gaussian": "a density on pixels in 0..1"}[likelihood]
-    return "a cross-entropy of grey levels, which bounds no likelihood" if binarization == "none" else "binary images"
+def measured(likelihood: Likelihood, binarization: str) -> str:
+    """What the nats of a model with this likelihood measure, in words, for images binarised in this way."""
+    if getattr(likelihood, "binary", False) and binarization == "none":
+        return "a cross-entropy of grey levels, which bounds no likelihood"
+    return getattr(likelihood, "measures", type(likelihood).__name__)
 
 
-def default_binarization(likelihood: str, objective: str) -> str:
-    """Of a run: a Bernoulli likelihood needs binary images; the others, and the paper's squared error, grey levels."""
-    return "dynamic" if likelihood == "bernoulli" and objective != "reconstruction" else "none"
+def default_binarization(likelihood: Likelihood, objective: str) -> str:
+    """``"dynamic"`` for a likelihood of binary pixels; ``"none"`` for others and for the paper's squared error."""
+    return "dynamic" if getattr(likelihood, "binary", False) and objective != "reconstruction" else "none"

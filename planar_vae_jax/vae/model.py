@@ -6,7 +6,7 @@ optax and checkpoints take. Its parameters are its leaves; there is no second ob
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -150,6 +150,13 @@ def _strictly_lower(entries: jax.Array, size: int) -> jax.Array:
     return jnp.pad(jnp.tril(square), (*[(0, 0)] * len(leading), (1, 0), (0, 1)))
 
 
+# The posteriors by name: (features, latent, flow_length, *, amortized, h, dtype, precision, rngs) -> a module.
+POSTERIORS: dict[str, Callable[..., Any]] = {
+    "diagonal": functools.partial(PlanarPosterior, covariance="diagonal"),
+    "full": functools.partial(PlanarPosterior, covariance="full"),
+}
+
+
 class VAE(nnx.Module):
     """A variational autoencoder (Xu et al. 2023, figure 1): encoder, posterior, decoder, likelihood.
 
@@ -210,7 +217,8 @@ class VAE(nnx.Module):
             layers: the number of these layers, 1 or 2.
             flow_length: K, the number of planar layers.
             amortized: each image has its own planar layers, from a head of the encoder.
-            posterior: the covariance of q_0, ``"diagonal"`` or ``"full"``.
+            posterior: one of ``POSTERIORS``: planar layers behind a normal distribution with a diagonal or a full
+                covariance.
             h: the nonlinearity of the planar layers, one of ``NONLINEARITIES``.
             likelihood: one of ``LIKELIHOODS``, or a likelihood of one's own.
             precision: of encoder, heads and decoder, one of ``PRECISIONS``.
@@ -222,9 +230,12 @@ class VAE(nnx.Module):
             ValueError: for a size that is not a whole number in its range, an unknown name, or an amortised flow of no
                 layers.
         """
-        shape, options = checked_image_shape(image_shape), _common(latent, flow_length, amortized, likelihood)
+        shape, options = (
+            checked_image_shape(image_shape),
+            _common(latent, flow_length, amortized, likelihood, posterior),
+        )
         hidden = whole_number("hidden", hidden, 1)
-        options |= {"posterior": posterior, "h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
+        options |= {"h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
         return _mlp(rngs.params(), rngs.flow(), image_shape=shape, hidden=hidden, layers=layers, **options)
 
     @classmethod
@@ -247,8 +258,11 @@ class VAE(nnx.Module):
         Raises:
             ValueError: as :meth:`mlp`, and if H or W is not divisible by 4.
         """
-        shape, options = checked_image_shape(image_shape), _common(latent, flow_length, amortized, likelihood)
-        options |= {"posterior": posterior, "h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
+        shape, options = (
+            checked_image_shape(image_shape),
+            _common(latent, flow_length, amortized, likelihood, posterior),
+        )
+        options |= {"h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
         return _conv(rngs.params(), rngs.flow(), image_shape=shape, **options)
 
 
@@ -270,17 +284,22 @@ def _check_parameters(name: str, part: Any) -> None:
 # --- One compiled program makes all parameters: op by op, each shape of a parameter would be a program of its own.
 
 
-def _common(latent: int, flow_length: int, amortized: bool, likelihood: str | Likelihood) -> dict[str, Any]:
+def _common(
+    latent: int, flow_length: int, amortized: bool, likelihood: str | Likelihood, posterior: str
+) -> dict[str, Any]:
     """Arguments that ``mlp`` and ``conv`` share, checked, as static arguments of a compiled function."""
     if isinstance(likelihood, str):
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, or an object; got {likelihood!r}")
         likelihood = LIKELIHOODS[likelihood]
+    if posterior not in POSTERIORS:
+        raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}; got {posterior!r}")
     return {
         "latent": whole_number("latent", latent, 1),
         "flow_length": whole_number("flow_length", flow_length, 0),
         "amortized": bool(amortized),
         "likelihood": likelihood,
+        "posterior": posterior,
     }
 
 
@@ -310,6 +329,6 @@ def _conv(params_key: jax.Array, flow_key: jax.Array, *, image_shape: Any, **giv
 
 
 def _assembled(encoder: Any, decoder: Any, given: dict[str, Any], options: dict[str, Any]) -> VAE:
-    names = {"amortized": given["amortized"], "covariance": given["posterior"], "h": given["h"]}
-    posterior = PlanarPosterior(encoder.features, given["latent"], given["flow_length"], **names, **options)
+    sizes = encoder.features, given["latent"], given["flow_length"]
+    posterior = POSTERIORS[given["posterior"]](*sizes, amortized=given["amortized"], h=given["h"], **options)
     return VAE(encoder, posterior, decoder, given["likelihood"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import running
 from conftest import weights
+from planar_vae_jax.runs.placement import Placement, rooms
 
 from experiments import flow_length, mnist, use
 from planar_vae_jax import load_run
@@ -20,7 +21,6 @@ from planar_vae_jax.data.dataset import assemble
 from planar_vae_jax.runs import compiled, fit, memory
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.devices import one_device
-from planar_vae_jax.runs.placement import Placement, rooms
 from planar_vae_jax.vae.model import VAE
 
 ROOT = Path(__file__).parents[2]

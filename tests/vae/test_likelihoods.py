@@ -106,9 +106,9 @@ def test_scales_are_bounded_whatever_the_weight():
 
 
 def test_it_is_told_what_nats_are_nats_of():
-    assert measured("bernoulli", "static") == "binary images"
-    assert "no likelihood" in measured("bernoulli", "none")
-    assert measured("logistic", "none") == "uint8 images"
-    assert "density" in measured("gaussian", "none")
+    assert measured(LIKELIHOODS["bernoulli"], "static") == "binary images"
+    assert "no likelihood" in measured(LIKELIHOODS["bernoulli"], "none")
+    assert measured(LIKELIHOODS["logistic"], "none") == "uint8 images"
+    assert "density" in measured(LIKELIHOODS["gaussian"], "none")
     grey = Bernoulli().log_prob(jnp.array([0.5]), jnp.array([0.0]))
     assert float(grey) == pytest.approx(-np.log(2))
