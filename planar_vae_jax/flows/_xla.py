@@ -47,7 +47,7 @@ def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
 # --- Launches
 
 
-def on_gpu(*arrays: Any) -> bool:
+def on_gpu(*arrays: jax.Array) -> bool:
     """Whether a computation with these arrays runs on a GPU, where the number of kernels matters most.
 
     Launching a kernel from the host takes longer there than most kernels of a flow do. The answer changes how a flow is
@@ -55,9 +55,8 @@ def on_gpu(*arrays: Any) -> bool:
 
     Concrete arrays are on known devices. Tracers are not: if there are only tracers, the default backend decides.
     """
-    known = [leaf for leaf in jax.tree.leaves(arrays) if not isinstance(leaf, jax.core.Tracer)]
-    platforms = {_platform(leaf) for leaf in known} or {jax.default_backend()}
-    return platforms == {"gpu"}
+    platforms = {_platform(array) for array in arrays if not isinstance(array, jax.core.Tracer)}
+    return (platforms or {jax.default_backend()}) == {"gpu"}
 
 
 def _platform(array: jax.Array) -> str:

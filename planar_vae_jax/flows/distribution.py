@@ -126,7 +126,12 @@ class PlanarFlow:
 
         Returns:
             ``(zK [..., D], log q_0(z0) [...], log_det [...])``, so that ``log q(zK) = log q_0(z0) - log_det``.
+
+        Raises:
+            ValueError: if the last axis of ``noise`` is not of size D, or leading axes do not broadcast.
         """
+        if noise.shape[-1:] != (self.dim,):
+            raise ValueError(f"noise must be of shape [..., {self.dim}], as params has; got {noise.shape}")
         if noise.dtype == self.params.u.dtype:
             noise = noise.astype(self.mean.dtype)  # half precision is computed in float32
         lead = jnp.broadcast_shapes(noise.shape[:-1], self.batch_shape)

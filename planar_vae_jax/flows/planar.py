@@ -127,7 +127,7 @@ def planar_flow(
     """
     params, z0 = _as_arrays(params, z0, "z0")
     check_nonlinearity(h)
-    on_gpu = _xla.on_gpu(params, z0)
+    on_gpu = _xla.on_gpu(*params, z0)
     if method is None:
         method = _default_method(params, z0, on_gpu)
     if method not in _METHODS:

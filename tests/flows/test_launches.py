@@ -115,7 +115,7 @@ class On:
 )
 def test_the_platform_is_that_of_the_arrays_else_the_default(platforms, default, expected, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: default)
-    assert _xla.on_gpu([On(platform) for platform in platforms]) == expected
+    assert _xla.on_gpu(*map(On, platforms)) == expected
 
 
 def test_tracers_are_on_the_default_platform_and_constants_beside_them_on_their_own(monkeypatch):

@@ -155,6 +155,12 @@ def test_what_does_not_fit_is_refused(given, said):
         PlanarFlow(params, **given)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1), (2,)], ids=str)
+def test_noise_of_another_size_is_refused(shape):
+    with pytest.raises(ValueError, match=r"noise must be of shape \[\.\.\., 3\], as params has; got \("):
+        random_flow(dtype=np.float32).transform(np.zeros(shape, np.float32))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), draw(2, 3, scale=0.5)[0])
