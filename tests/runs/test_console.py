@@ -137,7 +137,7 @@ def test_a_bug_keeps_its_traceback(run_main):
 
 @pytest.fixture
 def kept(monkeypatch):
-    """``kept(**environment)``: JAX's folder of programs and its greatest size, as a run in this environment sets them."""
+    """``kept(**environment)``: JAX's folder of programs and its greatest size, as a run sets them."""
     before = {name: getattr(jax.config, name) for name in CACHE}
 
     def get(**environment):
