@@ -1,59 +1,33 @@
-"""Seeds trained together on 8 host devices; started by test_devices.py in a process of its own.
+"""Toy seeds on four host devices; started by tests/runs/test_devices.py as a process.
 
-    python -m tests.device_seeds FILE.npz FOLDER
+    python -m tests.device_seeds FOLDER
 
-trains 8 seeds of a tiny VAE in FOLDER/alone, one after the other on one device, and in FOLDER/together, all at once.
+trains four seeds over two devices, with an interruption, and each alone, and compares them.
 """
 
-import contextlib
-import dataclasses
 import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    sys.path.insert(0, os.path.dirname(__file__))
 
-    from planar_vae_jax.runs.placement import Placement
-    from planar_vae_jax.runs.together import Seed, fit_together
+    import jax
+    import numpy as np
+    from seeds import assert_seed_is_as_alone, timeless, train, train_alone
 
-    from experiments import mnist
-    from planar_vae_jax.data import load_images
-    from planar_vae_jax.runs.config import UsageError, parse
-    from planar_vae_jax.runs.devices import choose_devices_of_seeds
-    from planar_vae_jax.runs.fit import fit
-    from planar_vae_jax.runs.folder import open_run
+    from planar_vae_jax.runs.devices import Devices
+    from planar_vae_jax.train import mesh
 
-    flags = (
-        "--epochs=2 --checkpoint_every=2 --hidden=8 --latent=6 --batch_size=16 --flows=3 --amortized --validation=30"
-    )
-    config = parse(mnist.Config, [*flags.split(), f"--dataset={sys.argv[1]}"], "")
-    data, identity = load_images(config.dataset, None, None, config.validation, print)
-    config = mnist.with_defaults(config, mnist.check_data(config, data))
-
-    def of_seed(way, seed):
-        return dataclasses.replace(config, seed=seed, workdir=str(Path(sys.argv[2]) / way / f"seed={seed}"))
-
-    devices = choose_devices_of_seeds(dataclasses.replace(config, devices="1"), 8)
-    vae, training, *_ = mnist.prepare(
-        config, data, Placement(data, config.binarization, devices, config.batch_size, None)
-    )
-    starts = [mnist.begin(vae, of_seed("alone", seed)) for seed in range(8)]
-    for seed, start in enumerate(starts):
-        with open_run(of_seed("alone", seed), "mnist", identity, devices) as run:
-            fit(run, **start, **training)
-
-    devices = choose_devices_of_seeds(config, 8)
-    _, training, *_ = mnist.prepare(
-        config, data, Placement(data, config.binarization, devices, config.batch_size, None)
-    )
-    with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(open_run(of_seed("together", s), "mnist", identity, devices)) for s in range(8)]
-        fit_together([Seed(run, **start) for run, start in zip(runs, starts, strict=True)], **training)
-
-    for asked, seeds in (("all", 6), ("4", 6), ("all", 5), ("all", 13), ("2", 8), ("9", 8)):
-        try:
-            found = str(choose_devices_of_seeds(dataclasses.replace(config, devices=asked), seeds))
-        except UsageError as error:
-            found = f"error: {error}"
-        print(asked, seeds, found, flush=True)
+    folder, seeds = Path(sys.argv[1]), (0, 1, 2, 3)
+    used = tuple(jax.devices()[:2])
+    devices = Devices(used, mesh.data_mesh(used))
+    together = train(folder / "together", seeds=seeds, devices=devices)
+    for number, seed in enumerate(seeds):
+        assert_seed_is_as_alone(together, number, train_alone(folder / str(seed), seed=seed))
+    train(folder / "resumed", "--epochs=1", seeds=seeds, devices=devices)
+    resumed = train(folder / "resumed", seeds=seeds, devices=devices)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, together.state)
+    assert timeless(resumed.lines) == timeless(together.lines)
+    print("all the same", len(together.params["w"]))

@@ -239,8 +239,9 @@ def _check_run(config: RunFlags) -> None:
         raise UsageError("--workdir must be a folder; got ''")
     if config.workdir is None and config.eval_only:
         raise UsageError("--eval_only needs --workdir, the folder of a run")
-    if config.workdir is not None:
-        check_local("workdir", config.workdir)
+    for name in ("workdir", "init_from"):
+        if getattr(config, name) is not None:
+            check_local(name, getattr(config, name))
 
 
 def check_local(name: str, place: str) -> None:

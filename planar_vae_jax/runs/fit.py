@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.runs import hosts, signals
 from planar_vae_jax.runs.checkpoints import (
     CheckpointError,
@@ -108,8 +109,9 @@ def fit(
         unit: "epoch" or "step": what people count in.
 
     Raises:
-        ValueError: an epoch takes more examples than there are; patience without a score; a loss that does not return a
-            value and a dict of scalars.
+        ValueError: the key is no PRNG key; an epoch takes more examples than there are; patience without a score;
+            several seeds with a score or with streamed examples; a loss that does not return a value and a dict of
+            scalars.
         UsageError: more steps are done than the run is to have; there is no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
@@ -119,6 +121,11 @@ def fit(
     epochs.check(data, batch_size)
     if patience and score is None:
         raise ValueError("patience needs a score")
+    _check_key(key)
+    if key.ndim and score is not None:
+        raise ValueError(f"several seeds have no best checkpoint in common: score must be None; got {score!r}")
+    if key.ndim and isinstance(data, Streamed):
+        raise ValueError("several seeds need examples that are whole on the devices; got streamed ones")
     stopping = _Stopping(score, patience)
     if run.config.eval_only:
         return _stored_run(run, epochs, params, stopping)
@@ -145,6 +152,12 @@ def fit(
     epoch = int(found.meta["epoch"])
     say(f"best {score}: after {epochs.name(epochs.end(epoch))} of {epochs.name(training.step)}")
     return Fitted(_params(run, found, params), state, training.lines, epoch, stopping.is_over(training.lines))
+
+
+def _check_key(key: Any) -> None:
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not (typed and key.ndim <= 1):  # an old key of two words would be taken for two seeds
+        raise ValueError(f"key must be made by jax.random.key, or be a vector of such keys; got {key!r}")
 
 
 # --- How far a run is
@@ -339,6 +352,7 @@ class _Training:
         batch_size: int | None,
     ):
         self.run, self.epochs, self.stopping, self.checkpoints = run, epochs, stopping, checkpoints
+        self.optimizer = optimizer
         self.done = _Done()
         self.lines: list[Line] = []
         self.saved: int | None = None  # the step of the newest checkpoint
@@ -346,10 +360,7 @@ class _Training:
         self.metrics = run.workdir / "metrics.jsonl"
         self.seeds = key.shape[0] if key.ndim else None
         self.steps_key = key
-        params = _warm_start(run.config.init_from, params, self.seeds)
-        init = functools.partial(_init_state, optimizer=optimizer)
-        state = jax.vmap(lambda params: loop.init_state(params, optimizer))(params) if self.seeds else init(params)
-        self.initial, self.key, self.state = run.devices.replicate((params, key, state))
+        self.initial, self.key, self.state = run.devices.replicate((params, key, self._start(params)))
         begin = functools.partial(_begin_epoch, _size(data), batch_size, epochs.steps_per_epoch)
         self.feed = feed(
             run.devices.replicate(data),
@@ -361,6 +372,12 @@ class _Training:
         self.empty = run.devices.replicate(self._empty_info(loss))
         self.info = self.empty
         self._steps = _compiled_steps(loss, optimizer, bool(self.seeds))
+
+    def _start(self, params: Any) -> loop.TrainState:
+        """The state before the first step."""
+        if self.seeds:
+            return jax.vmap(lambda params: loop.init_state(params, self.optimizer))(params)
+        return _init_state(params, optimizer=self.optimizer)
 
     def _empty_info(self, loss: loop.Loss) -> loop.StepInfo:
         if not self.seeds:
@@ -389,6 +406,11 @@ class _Training:
             self.state, self.info, self.key = (stored[name] for name in ("state", "info", "key"))
             self.done = _Done(**{name: found.meta[name] for name in vars(self.done)})  # the meta data may hold more
             self.saved = found.step
+        if self.done.epoch == 0 and self.run.config.init_from is not None:  # else the other run is not needed any more
+            params = _warm_start(self.run.config.init_from, self.initial, self.seeds)
+            self.initial = self.run.devices.replicate(params)
+            if found is None:
+                self.state = self.run.devices.replicate(self._start(params))
         if self.step > self.epochs.steps:
             asked = f"--{self.epochs.unit}s={self.epochs.done(self.epochs.number)}"
             raise UsageError(
@@ -508,10 +530,8 @@ class _Training:
         )
 
 
-def _warm_start(workdir: str | None, params: Any, seeds: int | None) -> Any:
-    """The newest parameters of another run (``--init_from``) in the place of ``params``; of each seed the same."""
-    if workdir is None:
-        return params
+def _warm_start(workdir: str, params: Any, seeds: int | None) -> Any:
+    """The newest parameters of another run (``--init_from``), as a tree like ``params``; the same for each seed."""
     like = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), params) if seeds else params
     try:
         found = fill_params(read_checkpoint(Path(workdir).expanduser() / "checkpoints", warn=warn).leaves, like)

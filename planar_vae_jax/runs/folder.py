@@ -201,6 +201,8 @@ class RunFolder:
             if config.resume == "always" or config.eval_only:
                 which = "--eval_only" if config.eval_only else "--resume=always"
                 raise UsageError(f"{which} needs a run; --workdir={self._named} holds none")
+            if config.init_from is not None and read_config(config.init_from) is None:
+                raise UsageError(f"--init_from must be the folder of a run; {config.init_from!r} holds none")
             return None
         if config.resume == "never" and not config.eval_only:
             raise UsageError(

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 import toy
 from running import contents, result, start, stop
@@ -61,7 +62,7 @@ def test_eval_only_needs_a_whole_epoch_and_best_a_score(tmp_path):
         toy.open_run(config, "toy") as run,
         pytest.raises(UsageError, match="--checkpoint=best needs a run with --vali"),
     ):
-        fit.fit(run, toy.loss, None, None, None, steps=12, steps_per_epoch=4)
+        fit.fit(run, toy.loss, None, None, jax.random.key(0), steps=12, steps_per_epoch=4)
     with pytest.raises(UsageError, match="needs a checkpoint with a score"):
         start(tmp_path, "--eval_only", "--checkpoint=best")
 
