@@ -1,5 +1,6 @@
 """Our training of a VAE as a contestant: keys, defaults and compiled functions of ``experiments.mnist``."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,9 +10,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from planar_vae_jax.runs import compiled
-from planar_vae_jax.train import loop as training
-from planar_vae_jax.train.optimizers import LEARNING_RATES, make_optimizer
+from planar_vae_jax.train import loop
+from planar_vae_jax.train.optimizers import LEARNING_RATES, evaluation_params, make_optimizer
 from planar_vae_jax.vae import VAE, vae_loss
 
 
@@ -60,11 +60,12 @@ class OurTraining:
         self.optimizer = default_optimizer(optimizer, task.epoch_steps)
         self.data = jnp.asarray(task.pixels)
         self.key = task.keys()[1]
-        self.state = compiled.init_state(task.model(), self.optimizer)
+        self.state = jax.jit(functools.partial(loop.init_state, optimizer=self.optimizer))(task.model())
+        self._train_steps = jax.jit(functools.partial(loop.train_steps, self.loss, self.optimizer))
         self.epoch = self.position = 0
         self._begin_epoch()
-        batch = jax.eval_shape(lambda: compiled.take_batch(self.data, self.order, 0))
-        self.info = training.empty_info(self.loss, self.state, batch, self.key, task.epoch_steps)
+        batch = jax.ShapeDtypeStruct((task.batch_size, *self.data.shape[1:]), self.data.dtype)
+        self.info = loop.empty_info(self.loss, self.state, batch, self.key, task.epoch_steps)
 
     def compile(self) -> None:
         """Makes everything ready by taking no step."""
@@ -83,18 +84,24 @@ class OurTraining:
 
     def params(self) -> Any:
         """The model that is judged: with averaged parameters if the optimiser averages them."""
-        return compiled.evaluation_params(self.state)
+        return jax.jit(evaluation_params)(self.state)
 
     def _begin_epoch(self) -> None:
-        sizes = len(self.data), self.task.batch_size, self.task.epoch_steps
-        self.order, self.steps_key = compiled.begin_epoch(*sizes, self.key, self.epoch)
+        self.order, self.steps_key = _begin_epoch(len(self.data), self.task.batch_size, self.key, self.epoch)
 
     def _steps(self, steps: int) -> None:
         stop = self.position + steps
         rest = (self.data, self.order, self.steps_key, self.position, stop)
-        self.state, self.info = compiled.train_steps(self.loss, self.optimizer, self.state, self.info, *rest)
+        self.state, self.info = self._train_steps(self.state, self.info, *rest)
         self.position = stop
         jax.block_until_ready(self.state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin_epoch(size: int, batch_size: int, key: jax.Array, epoch: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The order of an epoch and the key of its steps."""
+    order_key, steps_key = loop.epoch_keys(key, epoch)
+    return loop.epoch_order(order_key, size, batch_size), steps_key
 
 
 def by_name(params: Any) -> dict[str, np.ndarray]:

@@ -27,7 +27,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from planar_vae_jax import PlanarFlow, init_planar
 from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.analysis.evaluation import Images
-from planar_vae_jax.runs import compiled
 from planar_vae_jax.train import loop as training
 from planar_vae_jax.train import mesh as meshes
 from planar_vae_jax.train.optimizers import make_optimizer
@@ -86,7 +85,7 @@ def train(batch: int, optimizer: str = "schedule_free", **sizes: Any) -> tuple[C
         images, order = jnp.zeros((IMAGES, 28, 28), jnp.uint8), jnp.zeros((STEPS, batch), jnp.int32)
         return state, info, images, order, key, jnp.int32(0), jnp.int32(STEPS)
 
-    return functools.partial(compiled.train_steps, loss, method), jax.eval_shape(arguments)
+    return functools.partial(training.train_steps, loss, method), jax.eval_shape(arguments)
 
 
 def evaluate(batch: int, samples: int = 0, **sizes: Any) -> tuple[Callable[..., Any], Any]:
