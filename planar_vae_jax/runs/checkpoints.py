@@ -25,7 +25,6 @@ import logging
 import os
 import re
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,8 +40,6 @@ _FORMAT = 3  # to be raised whenever an older program could misread a checkpoint
 _DAMAGED = "damaged"  # the folder into which damaged checkpoints are moved
 
 # Orbax keeps the signals of a save in globals, so a process writes one checkpoint at a time, whatever its folder.
-_WRITING = threading.Lock()
-_writer: "Checkpoints | None" = None  # whose checkpoint is being written
 
 
 class CheckpointError(RunError):
@@ -100,7 +97,7 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
         self._manager: Any = None
         self._saving: int | None = None
-        self._error: Exception | None = None  # of the checkpoint that was begun last
+        self._hush = contextlib.ExitStack()
 
     @property
     def newest(self) -> int | None:
@@ -179,11 +176,13 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: step {step} is not after {newest}, so it was not saved")
         if score is not None:
             self._scores[step] = score
-        with _WRITING:
-            if _writer is not None:
-                _writer._finish()
-            self._begin(step, items)
-        self._raise()
+        self._saving = step
+        self._hush.enter_context(_quiet())  # until the save has ended, in Orbax's threads too
+        try:
+            if not self._manager.save(step, args=args.Composite(**items)):
+                raise RuntimeError(f"Orbax did not save step {step}")
+        except Exception as error:
+            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Returns when the checkpoint that was begun is on the disk and would survive a power failure.
@@ -191,9 +190,16 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written.
         """
-        with _WRITING:
-            self._finish()
-        self._raise()
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            if hosts.index() == 0:
+                sync_tree(self.directory / str(self._saving))
+        except Exception as error:
+            raise self._failed(error) from error
+        self._saving = None
+        self._hush.close()
 
     def close(self) -> None:
         """Waits, and releases the folder.
@@ -234,7 +240,8 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _LowestScore(self._scores)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            # Created in the background, a folder that cannot be made blocks the process for minutes.
+            # In the background, a folder that cannot be made blocks the process for minutes, and two threads that save
+            # into two folders wait for each other's signals.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
@@ -246,45 +253,15 @@ class Checkpoints:
                 path.unlink()
             return ocp.CheckpointManager(self.directory, options=options)
 
-    def _begin(self, step: int, items: dict[str, Any]) -> None:
-        """Hands a checkpoint to Orbax; the caller holds the lock, and nothing else is being written."""
-        global _writer
-        _writer, self._saving = self, step
-        try:
-            with _quiet():
-                if not self._manager.save(step, args=_orbax().args.Composite(**items)):
-                    raise RuntimeError(f"Orbax did not save step {step}")
-        except Exception as error:
-            self._finish(error)
-
-    def _finish(self, error: Exception | None = None) -> None:
-        """Waits for the checkpoint that was begun and keeps its error for the caller of :meth:`wait`.
-
-        The caller holds the lock. It may be another thread, which waits before it writes into another folder.
-
-        Args:
-            error: by which the save has failed already.
-        """
-        global _writer
-        if self._saving is None:
-            return
-        try:
-            with _quiet():
-                self._manager.wait_until_finished()
-            if error is None and hosts.index() == 0:
-                sync_tree(self.directory / str(self._saving))
-        except Exception as late:
-            error = error or late
-        if error is not None:
-            self._error = error
-            self._scores.pop(self._saving, None)
-            self._remove_unfinished()
-        _writer = self._saving = None
-
-    def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}") from error
+    def _failed(self, error: Exception) -> CheckpointError:
+        """The error to raise, once the remains of the failed save are removed."""
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
+        self._scores.pop(self._saving or 0, None)
+        self._saving = None
+        self._hush.close()
+        self._remove_unfinished()
+        return CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}")
 
 
 class _LowestScore(NamedTuple):
