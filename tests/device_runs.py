@@ -14,11 +14,9 @@ if __name__ == "__main__":
 
     from experiments import mnist
     from planar_vae_jax.runs.config import UsageError
-    from tests.undrawn import undraw
 
-    undraw()
     for flags in sys.argv[2:]:
         try:
-            mnist.main(flags.split())
+            mnist.main(flags.split(), pictures=False)
         except UsageError as error:
             print(f"error: {error}", flush=True)
