@@ -77,27 +77,6 @@ def pytest_sessionfinish():
     gc.freeze()
 
 
-def draw_every_page(monkeypatch):
-    """From now on, runs draw them."""
-    from experiments import mnist
-    from planar_vae_jax import report as pages
-
-    for name in ("draw_pages", "draw_losses"):
-        monkeypatch.setattr(mnist, name, getattr(pages, name))
-
-
-@pytest.fixture
-def pages(monkeypatch):
-    """A run draws every page."""
-    draw_every_page(monkeypatch)
-
-
-@pytest.fixture
-def pages_but_of_latent_space(pages, monkeypatch):
-    """A run draws every page but those of the latent space."""
-    monkeypatch.setattr("planar_vae_jax.report.draw_latent_space", lambda *args: None)
-
-
 @pytest.fixture
 def standard_promotion():
     """Optax's Adam raises a Python float to an int32 count, which strict promotion forbids."""
@@ -136,17 +115,6 @@ def draw(dim, flow_length, *, scale=1.0, seed=0, dtype=np.float64):
     u, w = (size * rng.normal(size=shape) for _ in "uw")
     params = Planar(u.astype(dtype), w.astype(dtype), rng.normal(size=flow_length).astype(dtype))
     return params, rng.normal(size=dim).astype(dtype)
-
-
-def weights(vae, *, seed=0, scale=0.3):
-    """Parameters of a VAE that all matter, by NumPy: the program of ``vae.init`` takes half a second to compile."""
-    rng = np.random.default_rng(seed)
-
-    def drawn(leaf):
-        width = np.hypot(scale, 1.0 / np.sqrt(max(1, np.prod(leaf.shape[:-1])))) if leaf.ndim > 1 else scale
-        return (width * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-
-    return jax.tree.map(drawn, jax.eval_shape(vae.init, jax.random.key(0)))
 
 
 def grid(low, high, size):

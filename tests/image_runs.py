@@ -34,8 +34,8 @@ def write_noise(path, train=TRAIN, shape=SHAPE, **labels):
     return path
 
 
-def run(images, workdir, *flags):
+def run(images, workdir, *flags, pictures=False):
     """A tiny run; its summary."""
     tiny = [flag for flag in TINY if "--encoder=conv" not in flags or "hidden" not in flag]
-    mnist.main([*tiny, f"--dataset={images}", f"--workdir={workdir}", *flags])
+    mnist.main([*tiny, f"--dataset={images}", f"--workdir={workdir}", *flags], pictures=pictures)
     return json.loads((workdir / "summary.json").read_text())

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from image_runs import SHAPE, TEST, TRAIN
 
 from experiments import mnist
-from planar_vae_jax import load_run
+from planar_vae_jax import load, load_run
 from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.runs.checkpoints import CheckpointError
-from planar_vae_jax.vae import objectives
+from planar_vae_jax.vae import VAE, objectives
 
 FLAGS = ("--epochs=3", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=4", "--flows=2")
 
@@ -28,7 +29,10 @@ def workdir(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("load")
     np.savez(folder / "images.npz", x_train=images, x_test=images[:TEST])
     with jax.numpy_dtype_promotion("standard"):
-        mnist.main([*FLAGS, f"--dataset={folder / 'images.npz'}", "--validation=30", f"--workdir={folder / 'run'}"])
+        mnist.main(
+            [*FLAGS, f"--dataset={folder / 'images.npz'}", "--validation=30", f"--workdir={folder / 'run'}"],
+            pictures=False,
+        )
     return folder / "run"
 
 
@@ -45,18 +49,18 @@ def test_its_config_and_parameters_are_the_runs(run, workdir):
     assert run.config["flows"] == 2
     assert run.config["epochs"] == 3
     assert run.step == 3 * (60 // 16)
-    assert run.params["encode"]["hidden"]["kernel"].shape == (32, 8)
+    assert run.model.encoder.hidden.first.kernel.shape == (32, 8)
 
 
 def test_its_figures_are_those_of_the_summary(run, workdir, images, standard_promotion):
     test = evaluation.fixed_images(images[:TEST], np.arange(TEST), "test", "dynamic")
-    found = evaluation.means(evaluation.evaluate(run.vae, run.params, test, nll_samples=4))
+    found = evaluation.means(evaluation.evaluate(run.model, test, nll_samples=4))
     assert found == json.loads((workdir / "summary.json").read_text())["test"]
 
 
 def test_its_functions_are_the_models_own(run, images):
     key, x = jax.random.key(1), np.where(images > 128, np.uint8(255), np.uint8(0))  # nothing is left to draw
-    model = run.vae.bind(run.params)
+    model = run.model
 
     @jax.jit
     def expected(z, pixels):
@@ -127,6 +131,54 @@ def test_numbers_that_are_none_are_refused(run, images, number):
         run.sample(jax.random.key(0), number)
     with pytest.raises(ValueError, match=f"samples must be a whole number, at least 1; got {number}"):
         run.nll(images, jax.random.key(0), samples=number)
+
+
+def test_rounding_beyond_white_and_floats_of_other_widths_are_taken(run, images):
+    key, white = jax.random.key(0), np.ones((2, *SHAPE), np.float32)
+    np.testing.assert_array_equal(run.encode(white * np.float32(1.0000001), key), run.encode(white, key))
+    half = jnp.full((2, *SHAPE), 0.5, jnp.bfloat16)
+    np.testing.assert_array_equal(run.encode(half, key), run.encode(np.asarray(half, np.float32), key))
+
+
+def test_batches_change_nothing(run, images, monkeypatch):
+    key = jax.random.key(0)
+    methods = (
+        lambda: run.encode(images, key),
+        lambda: run.reconstruct(images),
+        lambda: run.decode(np.zeros((7, 2), np.float32)),
+        lambda: run.sample(key, 7),
+        lambda: run.free_energy(images, key),
+        lambda: run.nll(images, key, 4),
+    )
+    whole = [method() for method in methods]
+    monkeypatch.setattr(load, "BATCH", 4)
+    for method, expected in zip(methods, whole, strict=True):
+        np.testing.assert_allclose(method(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_of_ones_own_experiment_is_built_from_its_flags(workdir, tmp_path, images):
+    other = shutil.copytree(workdir, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    flags = {"width": 8}
+    (other / "config.json").write_text(json.dumps({**config, "experiment": "mine", "flags": flags}))
+    with pytest.raises(ValueError, match="build="):
+        load_run(other)
+
+    def build(flags, image_shape):
+        return VAE.mlp(image_shape, latent=2, hidden=flags["width"], flow_length=2, rngs=nnx.Rngs(7))
+
+    opened = load_run(other, build=build)
+    assert (dict(opened.config), opened.binarization) == (flags, "dynamic")
+    np.testing.assert_array_equal(opened.reconstruct(images), load_run(workdir).reconstruct(images))
+
+
+def test_another_layout_is_one_line(workdir, tmp_path):
+    other = shutil.copytree(workdir, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    del config["layout"]
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"is of another version of planar_vae_jax \(layout 1"):
+        load_run(other)
 
 
 def test_damage_that_is_passed_over_is_a_warning(workdir, tmp_path):

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import weights
+from vae_models import drawn
 
 from planar_vae_jax.analysis import evaluation
-from planar_vae_jax.vae.model import VAE
 
 SHAPE = (5, 4)
 NAMES = {False: "shared", True: "amortized"}
@@ -18,10 +17,13 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (23, *SHAPE), np.uint8)
 
 
+def made(amortized, seed=0):
+    return drawn(SHAPE, latent=2, hidden=8, flow_length=3, amortized=amortized, seed=seed)
+
+
 @pytest.fixture(scope="module", params=NAMES, ids=NAMES.values())
 def model(request):
-    vae = VAE(SHAPE, latent=2, hidden=8, flow_length=3, amortized=request.param)
-    return vae, weights(vae)
+    return made(request.param)
 
 
 # Where one of the two models will do: all that a test evaluates is compiled for each.
@@ -56,8 +58,7 @@ def test_grey_levels_stay_and_thresholds_are_thresholds(images):
 
 @shared
 def test_the_number_of_importance_samples_changes_no_other_figure(model, images):
-    vae, params = model
-    few, more = (evaluation.evaluate(vae, params, fixed(images), nll_samples=samples) for samples in (7, 400))
+    few, more = (evaluation.evaluate(model, fixed(images), nll_samples=samples) for samples in (7, 400))
     for name in ("free_energy", "reconstruction", "kl", "squared_error"):
         np.testing.assert_array_equal(getattr(few, name), getattr(more, name))
     assert np.all(few.nll != more.nll)
@@ -70,23 +71,21 @@ def test_the_number_of_importance_samples_changes_no_other_figure(model, images)
     [(False, 1, ["1"]), (False, 7, ["1", "3", "7"]), (True, 400, ["100", "200", "400"])],
     indirect=["model"],
 )
-def test_the_nll_is_told_from_a_quarter_and_from_half_of_the_samples_too(model, images, samples, counts):
-    vae, params = model
-    figures = evaluation.evaluate(vae, params, fixed(images), nll_samples=samples)
+def test_the_nll_is_given_from_a_quarter_and_from_half_of_the_samples_too(model, images, samples, counts):
+    figures = evaluation.evaluate(model, fixed(images), nll_samples=samples)
     found = evaluation.nll_by_samples(figures, samples)["nll_by_samples"]
     assert list(found) == counts
     assert found[counts[-1]] == pytest.approx(np.mean(figures.nll), rel=1e-6)
     for count in counts[:-1]:  # in one pass, as if they had been all
-        alone = evaluation.marginal_likelihood(vae, params, fixed(images), samples=int(count)).nll
+        alone = evaluation.marginal_likelihood(model, fixed(images), samples=int(count)).nll
         assert found[count] == pytest.approx(float(np.mean(alone)), rel=1e-5)
 
 
 @amortized
 def test_memory_does_not_grow_with_samples(model, images):
-    vae, params = model
 
     def bytes_of(samples):
-        compiled = evaluation.marginal_likelihood.lower(vae, params, fixed(images), samples=samples).compile()
+        compiled = evaluation.marginal_likelihood.lower(model, fixed(images), samples=samples).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = bytes_of((128, 256)), bytes_of((1250, 2500, 5000))
@@ -94,25 +93,17 @@ def test_memory_does_not_grow_with_samples(model, images):
 
 
 @shared
-def test_a_second_run_of_the_same_shapes_compiles_nothing(model, images):
-    vae, params = model
-    functions = (
-        evaluation.free_energy_terms,
-        evaluation.marginal_likelihood,
-        evaluation.reconstruct,
-        evaluation.sample_prior,
-    )
-
-    def everything(params):
+def test_another_model_and_other_images_of_the_same_shapes_compile_nothing(model, images, caplog):
+    def everything(model, images):
         drawn = fixed(images)
-        evaluation.evaluate(vae, params, drawn, nll_samples=7)
-        evaluation.reconstruct(vae, params, drawn.pixels)
-        evaluation.sample_prior(vae, params, jax.random.key(0), 4)
-        return [function._cache_size() for function in functions]
+        evaluation.evaluate(model, drawn, nll_samples=7)
+        evaluation.reconstruct(model, drawn.pixels)
+        evaluation.sample_prior(model, SHAPE, jax.random.key(0), 4)
 
-    first = everything(params)
-    same = VAE(SHAPE, latent=2, hidden=8, flow_length=3, amortized=vae.amortized)
-    assert everything(weights(same, seed=1)) == first
+    everything(model, images)
+    with jax.log_compiles():
+        everything(made(False, seed=1), images[::-1])
+    assert not [line for line in caplog.messages if line.startswith("Compiling")]
 
 
 def test_means_have_their_standard_errors():
@@ -131,43 +122,42 @@ def test_bits_are_nats_over_dimensions():
 
 
 def test_reconstructions_and_samples_are_pictures(model, images):
-    vae, params = model
     for pictures in (
-        evaluation.reconstruct(vae, params, fixed(images).pixels),
-        evaluation.sample_prior(vae, params, jax.random.key(0), 23),
+        evaluation.reconstruct(model, fixed(images).pixels),
+        evaluation.sample_prior(model, SHAPE, jax.random.key(0), 23),
     ):
         assert pictures.shape == images.shape
         assert jnp.all((pictures >= 0) & (pictures <= 1))
 
 
-# The last two, as they forget what is compiled, of which the generator and the sizes of batches are constants.
-
-
-def forget():
-    for function in (evaluation._fixed_images, evaluation.free_energy_terms, evaluation.marginal_likelihood):
-        function.clear_cache()
-
-
 @shared
 def test_figures_do_not_depend_on_the_generator_of_the_training(model, images):
-    vae, params = model
-    before = evaluation.evaluate(vae, params, fixed(images), nll_samples=7)
-    forget()
+    before = evaluation.evaluate(model, fixed(images), nll_samples=7)
     with jax.default_prng_impl("rbg"):
-        after = evaluation.evaluate(vae, params, fixed(images), nll_samples=7)
-    forget()
+        after = evaluation.evaluate(model, fixed(images), nll_samples=7)
     for mine, theirs in zip(after, before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
 @amortized
-def test_figures_do_not_depend_on_batches(model, images, monkeypatch):
-    vae, params = model
-    whole = evaluation.evaluate(vae, params, fixed(images), nll_samples=400)
-    monkeypatch.setattr(evaluation, "BATCH", 4)
-    monkeypatch.setattr(evaluation, "DECODED", 300)
-    forget()
-    parts = evaluation.evaluate(vae, params, fixed(images), nll_samples=400)
-    forget()
-    for mine, theirs in zip(parts, whole, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=2e-5)
+def test_figures_do_not_depend_on_batches(model, images):
+    whole = evaluation.evaluate(model, fixed(images), nll_samples=400)
+    for batch_size in (4, 300):
+        parts = evaluation.evaluate(model, fixed(images), nll_samples=400, batch_size=batch_size)
+        for mine, theirs in zip(parts, whole, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=2e-5)
+
+
+@shared
+def test_pictures_do_not_depend_on_batches(model, images):
+    pixels, key = fixed(images).pixels, jax.random.key(1)
+    for function in (
+        lambda batch_size: evaluation.reconstruct(model, pixels, batch_size=batch_size),
+        lambda batch_size: evaluation.sample_prior(model, SHAPE, key, 23, batch_size=batch_size),
+    ):
+        np.testing.assert_allclose(function(4), function(1000), rtol=1e-5)
+
+
+def test_an_unknown_split_is_refused(images):
+    with pytest.raises(ValueError, match=r"split must be one of test, train, valid; got 'tset'"):
+        fixed(images, split="tset")

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import draw, weights
+from conftest import draw
+from vae_models import drawn
 
 from planar_vae_jax import PlanarFlow
 from planar_vae_jax.analysis import inference_gap as gap
 from planar_vae_jax.analysis.evaluation import Images
 from planar_vae_jax.flows.planar import Planar, init_planar
 from planar_vae_jax.vae.likelihoods import LIKELIHOODS
-from planar_vae_jax.vae.model import VAE
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -117,8 +117,8 @@ def test_flows_become_each_images_own_without_changing(flow):
 
     @jax.jit
     def run(flow):
-        own = gap.own_posteriors(flow, BATCH)
-        return own, gap.own_posteriors(own, BATCH), flow.transform(noise), own.transform(noise)
+        own = gap._own_posteriors(flow, BATCH)
+        return own, gap._own_posteriors(own, BATCH), flow.transform(noise), own.transform(noise)
 
     own, again, before, after = run(flow)
     assert own.params.u.shape == (BATCH, 3, DIM)
@@ -126,30 +126,29 @@ def test_flows_become_each_images_own_without_changing(flow):
     for one, other in zip(before, after, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(again.params.u, own.params.u)
-    assert not gap.is_factorised(own)
+    assert not gap._is_factorised(own)
 
 
 def test_the_factorised_start_has_the_moments_of_q(flow):
     @jax.jit
     def run(flow):
-        normal = gap.factorised_posteriors(gap.own_posteriors(flow, BATCH), KEYS, samples=5000)
+        normal = gap._factorised_posteriors(gap._own_posteriors(flow, BATCH), KEYS, samples=5000)
         return normal, flow.sample(jax.random.key(1), (5000,))
 
     normal, z = run(flow)
     np.testing.assert_allclose(normal.mean, np.mean(z, 0), atol=0.05)
     np.testing.assert_allclose(normal.log_std, np.log(np.std(z, 0)), atol=0.05)
-    assert gap.is_factorised(normal)
+    assert gap._is_factorised(normal)
 
 
 def test_a_vaes_images_are_independent_of_each_other():
-    vae = VAE((5, 4), hidden=6, latent=3, flow_length=2, amortized=True, posterior="full")
-    params = weights(vae)
+    model = drawn((5, 4), hidden=6, latent=3, flow_length=2, amortized=True, posterior="full")
     pixels = 255 * np.random.default_rng(0).integers(0, 2, (7, 5, 4), np.uint8)
     images = Images(pixels, jax.random.split(jax.random.key(5), 7))
     settings = gap.Settings(steps=20, samples=4, bound_samples=200, nll_samples=200)
     order = np.array([4, 2, 6, 0, 5, 1, 3])  # other images in each batch of 3, and others beside the last
     whole, shuffled = (
-        jax.device_get(gap.gap_of_images(vae, params, given, settings, batch_size=3))
+        jax.device_get(gap.gap_of_images(model, given, settings, batch_size=3))
         for given in (images, images.take(order))
     )
     for one, other in zip(whole, shuffled, strict=True):
@@ -161,3 +160,14 @@ def test_a_vaes_images_are_independent_of_each_other():
     assert summary["images"] == 7
     assert summary["own_family"]["amortisation"] == pytest.approx(float(np.mean(whole.amortisation)), rel=1e-5)
     assert summary["factorised"]["approximation_se"] > 0
+
+
+def test_a_posterior_that_is_no_planar_flow_is_refused():
+    class Point:
+        likelihood = LIKELIHOODS["bernoulli"]
+
+        def encode(self, images):
+            return images[:, 0]
+
+    with pytest.raises(ValueError, match="model must have a PlanarFlow as its posterior"):
+        gap.inference_gap(Point(), IMAGES, KEYS, SETTINGS)

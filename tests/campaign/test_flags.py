@@ -207,7 +207,7 @@ def run_in_this_process(module, argv):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(max(1, STRENGTH // 2)))
 @pytest.mark.parametrize("name", sorted(RUNS))
-def test_what_is_accepted_runs_to_its_end(name, part, tally, images, tmp_path, monkeypatch, pages):
+def test_what_is_accepted_runs_to_its_end(name, part, tally, images, tmp_path, monkeypatch):
     monkeypatch.setattr(density, "SAMPLES", 2**14)  # a 64th
     module, rng, small = EXPERIMENTS[name], random.Random(f"{name} {part}"), tmp_path / "small.npz"
     with np.load(images) as arrays:

@@ -98,7 +98,7 @@ def test_a_streamed_run_has_the_bits_of_a_whole_one_and_keeps_to_its_memory(
     assert live() == before
 
 
-def test_a_run_goes_on_with_another_memory(places, tmp_path, monkeypatch, pages_but_of_latent_space):
+def test_a_run_goes_on_with_another_memory(places, tmp_path, monkeypatch):
     whole = run(places[0], tmp_path / "whole", "--epochs=1")
     assert whole["figures"]
     with monkeypatch.context() as patch:

@@ -24,7 +24,7 @@ def images(tmp_path_factory):
 
 
 def sweep(images, workdir, *flags):
-    flow_length.main([*TINY, "--lengths=2", f"--dataset={images}", f"--workdir={workdir}", *flags])
+    flow_length.main([*TINY, "--lengths=2", f"--dataset={images}", f"--workdir={workdir}", *flags], pictures=False)
 
 
 def read(path):

@@ -25,16 +25,16 @@ def colours(tmp_path_factory):
 def opened(workdir, summary, drawn=100):
     """The run of a folder, whose figures are those of its summary; its pictures, ``drawn`` of them from the prior."""
     found = load_run(workdir)
-    x, labels = bars(30, found.vae.image_shape, seed=1)
+    x, labels = bars(30, found.image_shape, seed=1)
     rows = np.flatnonzero(np.isin(labels, found.config["classes"] or labels))
     x = x[rows]
     test = evaluation.fixed_images(x, rows, "test", found.binarization)
-    figures = evaluation.evaluate(found.vae, found.params, test, nll_samples=summary["nll_samples"])
+    figures = evaluation.evaluate(found.model, test, nll_samples=summary["nll_samples"])
     figures = evaluation.means(figures)
     assert figures.items() <= summary["test"].items()
     shown = x[: len(summary["per_class"])]  # as many as the run draws
     assert_pictures(found.reconstruct(shown), shown.shape)
-    assert_pictures(found.sample(jax.random.key(1), drawn), (drawn, *found.vae.image_shape))
+    assert_pictures(found.sample(jax.random.key(1), drawn), (drawn, *found.image_shape))
     return found
 
 
@@ -50,7 +50,7 @@ def assert_bits_per_dim(summary, dims):
     assert 0.0 < summary["test"]["bits_per_dim"] < 12.0
 
 
-def test_a_density_says_that_it_is_one(images, tmp_path, pages_but_of_latent_space):
+def test_a_density_says_that_it_is_one(images, tmp_path):
     summary = run(images, tmp_path, "--likelihood=gaussian", "--posterior=full", "--amortized")
     assert "density" in summary["nats_of"]
     assert "bits_per_dim" not in summary["test"]
@@ -60,14 +60,14 @@ def test_a_density_says_that_it_is_one(images, tmp_path, pages_but_of_latent_spa
 
 
 def test_levels_under_a_bernoulli_decoder_are_called_a_cross_entropy_and_latent_dimensions_are_counted(
-    colours, tmp_path, capsys, pages_but_of_latent_space
+    colours, tmp_path, capsys
 ):
     flags = ("--binarization=none", "--layers=2", "--flows=0", "--posterior=full")
     summary = run(colours, tmp_path, *flags, "--latent=5", "--epochs=20", "--nll_samples=1")
     shown = capsys.readouterr().out
     assert "bounds no likelihood" in summary["nats_of"]
     assert "cross-entropy" in shown
-    assert opened(tmp_path, summary).vae.image_shape == (8, 4, 3)
+    assert opened(tmp_path, summary).image_shape == (8, 4, 3)
     units = summary["active_units"]
     assert units["of"] == len(units["kl_q0"]) == len(units["variance_of_mean"]) == 5
     assert units["count"] == sum(variance > units["threshold"] for variance in units["variance_of_mean"])
@@ -90,7 +90,7 @@ def test_convolutions_run(images, tmp_path, flags):
     assert found.config["learning_rate"] == 1e-3
     if "--likelihood=logistic" in flags:
         assert_bits_per_dim(summary, 32)
-        assert found.params["decode"]["log_scale"].shape == (8, 4)
+        assert found.model.decoder.head.log_scale.shape == (8, 4)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,7 @@ def test_convolutions_refuse_images_that_cannot_be_halved_twice(tmp_path):
 
 
 @pytest.mark.parametrize("encoder", [pytest.param("conv", marks=pytest.mark.slow), "mlp"])
-def test_a_likelihood_of_images_in_colour_in_nats_and_bits(
-    colours, tmp_path, encoder, pages_but_of_latent_space, capsys
-):
+def test_a_likelihood_of_images_in_colour_in_nats_and_bits(colours, tmp_path, encoder, capsys):
     summary = run(colours, tmp_path, "--likelihood=logistic", f"--encoder={encoder}", "--classes=0,2", "--epochs=3")
     shown = capsys.readouterr().out
     assert (summary["likelihood"], summary["binarization"], summary["nats_of"]) == ("logistic", "none", "uint8 images")
@@ -140,6 +138,6 @@ def test_a_likelihood_of_images_in_colour_in_nats_and_bits(
     assert_bits_per_dim(summary, 96)
     found = opened(tmp_path, summary)
     assert found.binarization == "none"
-    assert found.vae.image_shape == (8, 4, 3)
+    assert found.image_shape == (8, 4, 3)
     with pytest.raises(ValueError, match=r"images must be \[N, 8, 4, 3\].*got \[30, 8, 4\]"):
         found.reconstruct(bars(30, (8, 4))[0])

@@ -30,7 +30,9 @@ def place(tmp_path_factory):
     labels = {"y_train": np.arange(TRAIN) % 3, "y_test": np.arange(TEST)}
     np.savez(folder / "images.npz", x_train=IMAGES, x_test=IMAGES[:TEST], **labels)
     with jax.numpy_dtype_promotion("standard"):
-        mnist.main([*TINY, "--epochs=1", f"--dataset={folder / 'images.npz'}", f"--workdir={folder / 'run'}"])
+        mnist.main(
+            [*TINY, "--epochs=1", f"--dataset={folder / 'images.npz'}", f"--workdir={folder / 'run'}"], pictures=False
+        )
     return folder
 
 
@@ -69,7 +71,7 @@ def test_interpolations(start, place):
     assert (out / "interpolation.png").exists()
     run = load_run(place / "run")
     test = evaluation.fixed_images(IMAGES[[2, 7]], np.array([2, 7]), "test", "dynamic")
-    ends = evaluation.reconstruct(run.vae, run.params, test.pixels)
+    ends = evaluation.reconstruct(run.model, test.pixels)
     with np.load(out / "interpolation.npz") as arrays:
         np.testing.assert_array_equal(arrays["images"], test.pixels)
         for name in ("z_0", "z_K"):
@@ -80,15 +82,34 @@ def test_scores(start, place):
     out = start(f"--scores={place / 'images.npz'}", "--nll_samples=16")
     rows, summary = rows_of(out / "scores.csv"), json.loads((out / "scores.json").read_text())
     assert [int(row["index"]) for row in rows] == list(range(TEST))
-    run, key = load_run(place / "run"), jax.random.key(0)
-    for name, values in (
-        ("free_energy", run.free_energy(IMAGES[:TEST], key)),
-        ("nll", run.nll(IMAGES[:TEST], key, 16)),
-    ):
+    test = evaluation.fixed_images(IMAGES[:TEST], np.arange(TEST), "test", "dynamic")
+    found = evaluation.evaluate(load_run(place / "run").model, test, nll_samples=16)
+    for name, values in (("free_energy", found.free_energy), ("nll", found.nll)):
         np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-6)
         assert summary[name] == pytest.approx(float(np.mean(values)), rel=1e-6)
     assert summary["images"] == TEST
     assert summary["nll_samples"] == 16
+
+
+def test_scores_of_the_runs_own_test_images_are_those_of_its_summary(start, place):
+    out = start(f"--scores={place / 'images.npz'}")
+    ours, theirs = (json.loads(path.read_text()) for path in (out / "scores.json", place / "run" / "summary.json"))
+    for name in ("free_energy", "free_energy_se", "nll", "nll_se"):
+        assert ours[name] == theirs["test"][name]
+
+
+def test_a_file_that_is_there_is_not_overwritten(start, place):
+    for _ in range(3):
+        out = start(f"--reconstruct={place / 'images.npz'}")
+    names = {f"reconstructions{number}.{ending}" for number in ("", "-2", "-3") for ending in ("npz", "png")}
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_a_bucket_is_no_folder(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"--output must be a folder of this machine; got gs://bucket/use"):
+        use.main([f"--workdir={place / 'run'}", "--samples=4", "--output=gs://bucket/use"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_gap(start, capsys):

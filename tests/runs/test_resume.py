@@ -90,7 +90,7 @@ def stopped_after(calls, monkeypatch):
     ],
 )
 def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(
-    images, tmp_path, monkeypatch, name, flags, pages_but_of_latent_space
+    images, tmp_path, monkeypatch, name, flags
 ):
     start(name, images, tmp_path / "whole", *flags)
     for calls in (1, 3, 2):

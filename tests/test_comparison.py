@@ -5,9 +5,9 @@ import io
 
 import numpy as np
 import pytest
-from planar_vae_jax.analysis.comparison import ONE_SEED, comma_separated, compare, markdown, pooled
 
 from planar_vae_jax import plotting
+from planar_vae_jax.statistics import ONE_SEED, comma_separated, compare, markdown, pooled
 
 # Four seeds that differ much among themselves; the second model is better by about 1 with each of them.
 FIRST = [90.0, 100.0, 110.0, 96.0]
