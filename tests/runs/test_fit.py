@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,20 @@ def test_an_epoch_that_takes_more_examples_than_there_are_is_a_mistake(tmp_path,
     sizes = {"steps": 20, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size, "data": toy.examples()}
     with toy.open_run(toy.Config(workdir=str(tmp_path)), "toy") as run, pytest.raises(ValueError, match="23 examples"):
         fit.fit(run, toy.make_loss(-1), toy.make_optimizer(0.1), {}, jax.random.key(0), **sizes)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda params, *_: jnp.sum(params["w"]), "loss must return (value, {name: figure}); got ShapeDtypeStruct"),
+        (lambda params, *_: (jnp.sum(params["w"]), {"w": params["w"]}), "loss must return scalars; got w of Shape"),
+    ],
+)
+def test_a_loss_that_returns_anything_else_is_a_mistake_before_anything_is_compiled(tmp_path, monkeypatch, loss, words):
+    monkeypatch.setattr(toy, "make_loss", lambda bomb: loss)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        start(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 # --- Cuts
