@@ -219,15 +219,11 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
+        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
         for step in self._damaged:
             _set_aside(self.directory, step)
         self._scores.update(_scores(self.directory))
-
-    def _remove_unfinished(self) -> None:
-        """Removes what a save left that failed or was killed."""
-        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def _open(self) -> Any:
         ocp, policies = _orbax(), importlib.import_module("orbax.checkpoint.checkpoint_managers")
@@ -277,8 +273,7 @@ class Checkpoints:
             error = error or late
         if error is not None:
             self._error = error
-            self._scores.pop(self._saving, None)
-            self._remove_unfinished()
+            self._scores.pop(self._saving, None)  # its files go when writing begins next: Orbax may still add some
         _writer = self._saving = None
 
     def _raise(self) -> None:

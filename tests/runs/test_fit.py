@@ -98,7 +98,11 @@ def test_a_loss_that_returns_anything_else_is_a_mistake_before_anything_is_compi
 
 @pytest.mark.parametrize(
     ("flags", "answers"),
-    [(flags, answers) for flags in KINDS for answers in range(ANSWERS - 2 * (flags == ("--data=none",)))],
+    [
+        pytest.param(flags, answers, marks=[pytest.mark.slow] * (flags == KINDS[2] and answers % 3))
+        for flags in KINDS
+        for answers in range(ANSWERS - 2 * (flags == ("--data=none",)))
+    ],
     ids=str,
 )
 def test_cut_once(tmp_path, whole, flags, answers):
@@ -109,7 +113,7 @@ def test_cut_once(tmp_path, whole, flags, answers):
     assert result(tmp_path) == whole(*flags)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", [*range(9), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(9, 24))])
 def test_cut_many_times(tmp_path, whole, seed):
     rng = random.Random(seed)
     flags = KINDS[seed % 3]
@@ -142,7 +146,7 @@ def killed(workdir, at, after, *flags):
     return False
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", [*range(3), *(pytest.param(part, marks=pytest.mark.slow) for part in range(3, 8))])
 def test_killed_at_any_change_of_the_disk(tmp_path, whole, part):
     flags = ("--keep=1", "--epochs=2")
     calls = calls_of_a_run(tmp_path / "calls", *flags)
