@@ -225,15 +225,11 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
+        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
         for step in self._damaged:
             _set_aside(self.directory, step)
         self._scores.update(_scores(self.directory))
-
-    def _remove_unfinished(self) -> None:
-        """Removes what a save left that failed or was killed."""
-        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def _open(self) -> Any:
         ocp, policies = _orbax(), importlib.import_module("orbax.checkpoint.checkpoint_managers")
@@ -254,13 +250,12 @@ class Checkpoints:
             return ocp.CheckpointManager(self.directory, options=options)
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """The error to raise, once the remains of the failed save are removed."""
+        """The error to raise; what is left of the save is removed when writing begins next, as Orbax may still add to it."""
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
         self._scores.pop(self._saving or 0, None)
         self._saving = None
         self._hush.close()
-        self._remove_unfinished()
         return CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}")
 
 

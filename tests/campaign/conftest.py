@@ -62,7 +62,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(images):
     """The flags that name the data, by experiment."""
-    return {"mnist": (f"--dataset={images}",), "density": ()}
+    return {"mnist": (f"--dataset={images}",), "density": (), "toy": ()}
 
 
 @pytest.fixture(scope="session")
@@ -91,5 +91,20 @@ def _half(tmp_path_factory, data):
 
 @pytest.fixture
 def half(_half, tmp_path):
-    """The folder of an mnist run that was killed half-way, with its checkpoints; a copy of one's own."""
+    """The folder of an mnist run that was killed half-way, with its checkpoints; a fresh copy."""
     return shutil.copytree(_half, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def _half_toy(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("half-toy") / "run"
+    run = Run("toy", workdir)
+    assert run.until(lambda: run.lines() == 6)
+    assert run.stop(signal.SIGKILL) == -signal.SIGKILL
+    return workdir
+
+
+@pytest.fixture
+def half_toy(_half_toy, tmp_path):
+    """The same of a toy run."""
+    return shutil.copytree(_half_toy, tmp_path / "run")

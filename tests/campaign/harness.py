@@ -17,19 +17,21 @@ STRENGTH = int(os.environ.get("FAULTS", "1"))  # a multiple of the default numbe
 
 # A line of metrics of "mnist" is an epoch of 400 steps, about 0.1 s; one of "density" 20 of its steps.
 STEPS_PER_LINE = 20
+MODULES = {"mnist": "experiments.mnist", "density": "experiments.density", "toy": "tests.toy"}
 FLAGS = {
+    "toy": ("--epochs=12", "--pause=0.05"),
     "mnist": ("--epochs=12", "--hidden=8", "--latent=2", "--flows=2", "--batch_size=4", "--nll_samples=2"),
     "density": ("--steps=2000", "--flows=2", "--batch_size=64", "--checkpoint_every=10"),
 }
 
 
 class Run:
-    """A running ``python -m experiments.NAME``."""
+    """A running ``python -m experiments.NAME``, or the toy of the tests."""
 
     def __init__(self, name: str, workdir: Path, *flags: str, program: tuple[str, ...] = (), **popen: Any):
-        program = program or ("-m", f"experiments.{name}")
+        program = program or ("-m", MODULES[name])
         command = [sys.executable, *program, *FLAGS[name], f"--workdir={workdir}", *flags]
-        self.workdir = Path(workdir)
+        self.name, self.workdir = name, Path(workdir)
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", **popen
         )
@@ -43,7 +45,7 @@ class Run:
             reader.start()
 
     def until(self, happened: Callable[[], Any]) -> bool:
-        """Waits until it has happened; tells whether it did before the process ended."""
+        """Waits until it has happened; returns whether it did before the process ended."""
         end = time.monotonic() + LONGEST
         while not happened():
             if self.process.poll() is not None:
@@ -58,19 +60,19 @@ class Run:
         return any(text in line for line in (*self.out, *self.err))
 
     def begun(self) -> bool:
-        """Whether its folder is its own and the training is next."""
-        return self.said("writing to") or self.said("going on")
+        """Whether it has its folder and the training is next."""
+        return self.said("writing to") or self.said("resuming")
 
     def lines(self) -> int:
-        """Of metrics, written as far as it has told."""
+        """Lines of metrics, as far as it has said so."""
         return max((count(found) for line in self.out if (found := re.match(r"(epoch|step) (\d+)/", line))), default=0)
 
     def resumed_from(self) -> int | None:
-        """The lines of metrics after which it goes on; ``None``: not told yet."""
+        """The lines of metrics after which it resumes; None: it has not said so yet."""
         for line in self.out:
             if line.startswith("writing to") or line.endswith("from the beginning"):
                 return 0
-            if found := re.search(r"going on in .* after (epoch|step) (\d+)", line):
+            if found := re.search(r"resuming the run in .* after (epoch|step) (\d+)", line):
                 return count(found)
         return None
 
@@ -140,7 +142,7 @@ def timeless(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics; each must stand there once, in order."""
+    """The lines of metrics; each must be there once, in order."""
     path = workdir / "metrics.jsonl"
     lines = [strict(line) for line in path.read_text().splitlines()] if path.exists() else []
     numbers = [line.get("epoch", line.get("step")) for line in lines]
@@ -154,7 +156,7 @@ def steps(workdir: Path) -> list[int]:
 
 
 def result(workdir: Path) -> dict[str, Any]:
-    """All that a finished run leaves, but for its seconds and its place."""
+    """All that a finished run leaves, except its seconds and its place."""
     last = workdir / "checkpoints" / str(steps(workdir)[-1])
     content = strict((last / "meta" / "metadata").read_text())["content"]
     assert not list(workdir.rglob("*unfinished*"))
@@ -164,13 +166,12 @@ def result(workdir: Path) -> dict[str, Any]:
         "metrics": metrics(workdir),
         "figures": {path.name: path.read_bytes() for path in workdir.glob("*.png")},
         "step": last.name,
-        "arrays": (last / "arrays" / "checkpoint" / "0").read_bytes(),
-        "leaves": (content["crc32"], content["leaves"]),
+        "leaves": content["leaves"],  # with the CRC-32 of each
     }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file, but for the lock."""
+    """Every file except the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

@@ -146,7 +146,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_the_last_one_stay
     monkeypatch.setattr(handler, "_save_fn", save)
     with pytest.raises(CheckpointError, match=r"could not be written to .*: No space left on device"):
         start(tmp_path)
-    assert os.listdir(tmp_path / "checkpoints") == ["4"]
+    assert steps(tmp_path) == [4]
     start(tmp_path)
     assert result(tmp_path) == whole()
 

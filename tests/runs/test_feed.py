@@ -8,7 +8,7 @@ import pytest
 import toy
 from running import result, start, stop
 
-from planar_vae_jax.data.streamed import Streamed, map_ahead
+from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.runs import feed
 from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.train import loop
@@ -127,23 +127,6 @@ def test_an_error_of_what_is_fetched_ends_the_run():
     with pytest.raises(OSError, match="the disk is gone"):
         recorded.feed.at(0)
     recorded.feed.close()
-
-
-def test_map_ahead_loads_one_ahead():
-    loaded, seen = [], []
-
-    def load(number):
-        loaded.append(number)
-        return number
-
-    def function(number):
-        seen.append(len(loaded))
-        return -number
-
-    assert map_ahead(function, load, range(5)) == [0, -1, -2, -3, -4]
-    assert loaded == list(range(5))
-    assert all(count <= number + 2 for number, count in enumerate(seen))
-    assert map_ahead(function, load, []) == []
 
 
 def test_the_toy_knows_the_size_of_its_batches():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -78,12 +79,30 @@ def test_an_epoch_that_takes_more_examples_than_there_are_is_a_mistake(tmp_path,
         fit.fit(run, toy.make_loss(-1), toy.make_optimizer(0.1), {}, jax.random.key(0), **sizes)
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda params, *_: jnp.sum(params["w"]), "loss must return (value, {name: figure}); got ShapeDtypeStruct"),
+        (lambda params, *_: (jnp.sum(params["w"]), {"w": params["w"]}), "loss must return scalars; got w of Shape"),
+    ],
+)
+def test_a_loss_that_returns_anything_else_is_a_mistake_before_anything_is_compiled(tmp_path, monkeypatch, loss, words):
+    monkeypatch.setattr(toy, "make_loss", lambda bomb: loss)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        start(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 # --- Cuts
 
 
 @pytest.mark.parametrize(
     ("flags", "answers"),
-    [(flags, answers) for flags in KINDS for answers in range(ANSWERS - 2 * (flags == ("--data=none",)))],
+    [
+        pytest.param(flags, answers, marks=[pytest.mark.slow] * (flags == KINDS[2] and answers % 3))
+        for flags in KINDS
+        for answers in range(ANSWERS - 2 * (flags == ("--data=none",)))
+    ],
     ids=str,
 )
 def test_cut_once(tmp_path, whole, flags, answers):
@@ -94,7 +113,7 @@ def test_cut_once(tmp_path, whole, flags, answers):
     assert result(tmp_path) == whole(*flags)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", [*range(9), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(9, 24))])
 def test_cut_many_times(tmp_path, whole, seed):
     rng = random.Random(seed)
     flags = KINDS[seed % 3]
@@ -127,7 +146,7 @@ def killed(workdir, at, after, *flags):
     return False
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", [*range(3), *(pytest.param(part, marks=pytest.mark.slow) for part in range(3, 8))])
 def test_killed_at_any_change_of_the_disk(tmp_path, whole, part):
     flags = ("--keep=1", "--epochs=2")
     calls = calls_of_a_run(tmp_path / "calls", *flags)

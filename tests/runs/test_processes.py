@@ -108,6 +108,7 @@ def test_a_signal_while_a_finished_training_is_restored_ends_the_process(tmp_pat
     assert files.read_json(tmp_path / "summary.json")
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_the_first_is_not_disturbed(tmp_path, whole):
     first = Process(tmp_path, "--pause=0.2")
     first.until("writing to")

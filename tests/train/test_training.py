@@ -1,5 +1,10 @@
 """Training is a pure function of its key, in pieces of any length, and optimises what it is given."""
 
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +36,8 @@ from planar_vae_jax.train.loop import (
     train_step,
     train_steps,
 )
+
+ROOT = Path(__file__).parents[2]
 
 # --- Steps
 
@@ -204,10 +211,9 @@ def test_orders_are_drawn_evenly():
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2, 2, 3), (1, 2, 3), (0, 4)])
-def test_pieces_of_any_length_are_one_program_and_the_same_epoch_bit_for_bit(cuts):
+def test_pieces_of_any_length_give_the_same_epoch_bit_for_bit(cuts):
     key = jax.random.key(3)
     assert_same_bits(an_epoch(key, *cuts), an_epoch(key))
-    assert compiled()._cache_size() == 1
 
 
 def test_a_piece_of_no_steps_changes_nothing_and_empty_info_is_finite():
@@ -218,10 +224,136 @@ def test_a_piece_of_no_steps_changes_nothing_and_empty_info_is_finite():
     assert_same_bits(compiled()(state, info, DATA, jnp.zeros((STEPS, BATCH), jnp.int32), key, 2, 2), (state, info))
 
 
+def test_bounds_that_are_traced_are_one_program():
+    """Else each piece of an epoch would compile again."""
+    traced = []
+
+    def loss(params, batch, key, step):
+        traced.append(step)
+        return noisy(params, batch, key, step)
+
+    steps, key = jax.jit(functools.partial(train_steps, loss, ADAM)), jax.random.key(0)
+    state = init_state(jnp.asarray(PARAMS), ADAM)
+    info = empty_info(noisy, state, SHAPE, key, STEPS)
+    order = epoch_order(key, SIZE, BATCH)
+    counts = set()
+    for start, stop in ((0, 1), (1, 3), (3, 4)):
+        state, info = steps(state, info, DATA, order, key, start, stop)
+        counts.add(len(traced))
+    assert len(counts) == 1
+
+
+# --- Optimisers that need more than the gradient
+
+
+@pytest.mark.usefixtures("any_promotion")
+def test_an_optimiser_that_needs_the_value_is_given_the_value():
+    """reduce_on_plateau halves the step once the loss no longer falls: with a rate of 2 it alternates for ever."""
+
+    def loss(params, batch, key, step):
+        return 0.5 * jnp.sum(jnp.square(params)), {}
+
+    def values(optimizer):
+        _, info = train(loss, optimizer, jnp.ones(2), jnp.arange(20), jax.random.key(0), batch_size=1, epochs=1)
+        return np.asarray(info.loss[0])
+
+    np.testing.assert_allclose(values(optax.sgd(2.0)), 1.0, rtol=1e-6)
+    plateau = optax.chain(optax.sgd(2.0), optax.contrib.reduce_on_plateau(patience=2, factor=0.5, cooldown=0))
+    found = values(plateau)
+    np.testing.assert_allclose(found[:2], 1.0, rtol=1e-6)
+    assert found[-1] < 1e-6
+
+
+def test_an_optimiser_is_given_the_value_and_the_gradient_by_name():
+    def update(updates, state, params=None, *, value, grad, **extra):
+        return jax.tree.map(lambda update, g: -0.1 * value * g, updates, grad), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    params, batch = jnp.array([1.0, -2.0]), jnp.array([0.0, 1.0])
+    new, info = train_step(half_square, optimizer, init_state(params, optimizer), batch, jax.random.key(0))
+    np.testing.assert_allclose(new.params, params - 0.1 * info.loss * (params - batch), rtol=1e-6)
+
+
 # --- Errors
 
 
+def run(loss=noisy, data=DATA, **changed):
+    return train(loss, ADAM, PARAMS, data, jax.random.key(0), **{"batch_size": BATCH, "epochs": 1} | changed)
+
+
 @pytest.mark.parametrize("batch_size", [0, SIZE + 1, -1])
-def test_a_batch_size_that_does_not_fit_is_told(batch_size):
+def test_a_batch_size_that_does_not_fit_is_an_error(batch_size):
     with pytest.raises(ValueError, match=f"batch_size must be between 1 and the 23 examples of data; got {batch_size}"):
-        train(noisy, ADAM, PARAMS, DATA, jax.random.key(0), batch_size=batch_size, epochs=1)
+        run(batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("data", "shapes"),
+    [
+        ({"x": np.zeros((100, 3)), "y": np.zeros(50)}, r"\[\[100, 3\], \[50\]\]"),
+        ((np.zeros((4, 3)), np.zeros(())), r"\[\[4, 3\], \[\]\]"),
+        ((), r"\[\]"),
+    ],
+)
+def test_data_of_different_lengths_are_an_error(data, shapes):
+    with pytest.raises(ValueError, match=rf"data must be arrays \[N, ...\] of one length N; got the shapes {shapes}$"):
+        run(data=data)
+
+
+def test_a_negative_number_of_epochs_is_an_error_and_none_is_the_start():
+    with pytest.raises(ValueError, match="epochs must be at least 0; got -1"):
+        run(epochs=-1)
+    state, info = run(epochs=0)
+    np.testing.assert_array_equal(state.params, PARAMS)
+    assert info.loss.shape == (0, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda p, *_: jnp.sum(p), r"loss must return \(value, \{name: figure\}\); got ShapeDtypeStruct"),
+        (lambda p, *_: (jnp.sum(p), jnp.sum(p)), r"loss must return \(value, \{name: figure\}\); got \(Shape"),
+        (lambda p, *_: (jnp.sum(p), {}, {}), r"loss must return \(value, \{name: figure\}\); got \(Shape"),
+        (lambda p, *_: (p, {}), r"loss must return scalars; got the value of ShapeDtypeStruct\(shape=\(3,\)"),
+        (
+            lambda p, *_: (jnp.sum(p), {"mean": p}),
+            r"loss must return scalars; got mean of ShapeDtypeStruct\(shape=\(3,",
+        ),
+        (lambda p, *_: (jnp.sum(p), {"a": {"b": jnp.sum(p)}}), r"loss must return scalars; got a of \{'b': "),
+    ],
+)
+def test_a_loss_that_returns_anything_else_is_an_error(loss, words):
+    with pytest.raises(ValueError, match=words):
+        run(loss)
+
+
+# --- Meshes
+
+SHARDED = """
+import os
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import AxisType, PartitionSpec
+from planar_vae_jax.train.loop import train
+
+def loss(params, batch, key, step):
+    return jnp.mean((batch @ params - jax.random.normal(key, ())) ** 2), {"norm": jnp.sum(params**2)}
+
+def run(keys):
+    params = jax.random.normal(keys[0], (3,))
+    state, info = train(loss, optax.adam(0.1), params, jnp.ones((32, 3)), keys[0], batch_size=8, epochs=2)
+    return jax.tree.map(lambda leaf: leaf[None], (state.params, info))
+
+keys = jax.random.split(jax.random.key(0), 4)
+mesh = jax.make_mesh((4,), ("seeds",), axis_types=(AxisType.Auto,))
+each = PartitionSpec("seeds")
+sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=each, out_specs=each, check_vma=True))(keys)
+alone = jax.vmap(lambda key: run(key[None]))(keys)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:, 0], rtol=1e-5, atol=1e-6), sharded, alone)
+print("the same")
+"""
+
+
+def test_a_seed_on_each_device_by_shard_map_is_that_seed_by_vmap():
+    done = subprocess.run([sys.executable, "-c", SHARDED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr

@@ -1,4 +1,4 @@
-"""Real runs of the experiments that are stopped, killed, made longer, evaluated again (the loop: test_runs_*)."""
+"""Real runs of the experiments that are stopped, killed, made longer, evaluated again (the loop itself: tests/runs)."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def result(workdir):
         "metrics": [timeless(line) for line in lines],
         "figures": {path.name: path.read_bytes() for path in workdir.glob("*.png")},
         "step": newest.name,
-        "leaves": json.loads((newest / "meta" / "metadata").read_text())["content"]["crc32"],
+        "leaves": json.loads((newest / "meta" / "metadata").read_text())["content"]["leaves"],
     }
 
 
@@ -89,9 +89,7 @@ def stopped_after(calls, monkeypatch):
         ("density", ("--learn_base", "--anneal_steps=100")),
     ],
 )
-def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(
-    images, tmp_path, monkeypatch, name, flags
-):
+def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(images, tmp_path, monkeypatch, name, flags):
     start(name, images, tmp_path / "whole", *flags)
     for calls in (1, 3, 2):
         with monkeypatch.context() as patch:
@@ -103,7 +101,7 @@ def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(
     assert result(tmp_path / "run")["figures"]
 
 
-def test_more_epochs_go_on_as_the_longer_run_and_fewer_than_done_are_refused(images, tmp_path):
+def test_more_epochs_give_the_longer_run_and_fewer_than_done_are_refused(images, tmp_path):
     start("mnist", images, tmp_path / "whole")
     start("mnist", images, tmp_path / "run", "--epochs=1")
     start("mnist", images, tmp_path / "run")
@@ -139,7 +137,7 @@ def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
     assert figures(tmp_path / f"epoch-{best}")["free_energy"] != figures(tmp_path)["free_energy"]
 
 
-def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_patience(images, tmp_path, capsys):
+def test_early_stopping_reports_the_best_checkpoint_and_is_resumed_only_with_more_patience(images, tmp_path, capsys):
     flags = ("--checkpoint_every=100", "--epochs=60")
     start("mnist", images, tmp_path, *flags, "--patience=2")
     found = json.loads((tmp_path / "summary.json").read_text())
@@ -157,7 +155,7 @@ def test_early_stopping_reports_the_best_checkpoint_and_goes_on_only_with_more_p
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
 
 
-def test_killed_processes_go_on_and_compile_nothing_again(images, tmp_path):
+def test_killed_processes_are_resumed_and_compile_nothing_again(images, tmp_path):
     cache = tmp_path / "cache"
     environment = {
         **os.environ,
