@@ -250,7 +250,7 @@ class Checkpoints:
             return ocp.CheckpointManager(self.directory, options=options)
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """The error to raise; what is left of the save is removed when writing begins next, as Orbax may still add to it."""
+        """The error to raise. Its files stay until writing begins next, as Orbax may still add to them."""
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
         self._scores.pop(self._saving or 0, None)

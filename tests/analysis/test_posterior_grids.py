@@ -116,19 +116,3 @@ def test_the_layers_shown_begin_with_the_base_and_end_with_the_flow():
     assert posteriors.shown_layers(0) == [0]
     assert posteriors.shown_layers(3) == [0, 1, 2, 3]
     assert posteriors.shown_layers(80) == [0, 20, 40, 60, 80]
-
-
-def test_point_posteriors_are_points():
-    vae, params = made(4, True)
-    z = np.array([[0.3, -1.0], [0.0, 2.0]], np.float32)
-
-    @jax.jit
-    def run(z):
-        model = vae.bind(params)
-        other = posteriors.with_posterior(model, posteriors.point_posterior(z))
-        drawn = other.encode(jnp.zeros((2, *SHAPE))).sample(jax.random.key(0))
-        return drawn, other.decode(z), model.decode(z)
-
-    drawn, decoded, by_itself = run(z)
-    np.testing.assert_array_equal(drawn, z)
-    np.testing.assert_array_equal(decoded, by_itself)
