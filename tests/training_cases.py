@@ -64,3 +64,11 @@ def an_epoch(key, *cuts, number=0, state=None):
     for start, stop in zip((0, *cuts), (*cuts, STEPS), strict=True):
         state, info = compiled()(state, info, DATA, order, steps_key, start, stop)
     return state, info
+
+
+def one_step(loss, optimizer, state, batch, key):
+    """The step of a batch; ``key`` is the epoch's."""
+    order = None if batch is None else np.arange(len(jax.tree.leaves(batch)[0]), dtype=np.int32)[None]
+    info = empty_info(loss, state, batch, key, 1)
+    state, info = train_steps(loss, optimizer, state, info, batch, order, key, 0, 1)
+    return state, jax.tree.map(lambda leaf: leaf[0], info)

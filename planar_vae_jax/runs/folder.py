@@ -22,7 +22,6 @@ from typing import Any
 
 import filelock
 
-import planar_vae_jax
 from planar_vae_jax.runs import hosts, signals
 from planar_vae_jax.runs.config import (
     LAYOUT,
@@ -361,7 +360,7 @@ def _version(package: str) -> str | None:
 
 def _code(config: RunFlags) -> dict[str, int]:
     """CRC-32 of the file in which the experiment's flags are defined, and of the package's files."""
-    package = Path(planar_vae_jax.__file__).parent
+    package = Path(__file__).parents[1]
     found = {"planar_vae_jax": _crc(*sorted(package.rglob("*.py")))}
     file = getattr(sys.modules.get(type(config).__module__), "__file__", None)
     if file is not None and Path(file).is_file():

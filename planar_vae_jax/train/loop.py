@@ -44,27 +44,6 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, state: TrainState, batch: Any, key: jax.Array
-) -> tuple[TrainState, StepInfo]:
-    """One step of the optimiser, which is also given the value and the gradient (as optax's line searches need them).
-
-    Args:
-        loss: see the module's docstring.
-        optimizer: an optax optimiser.
-        state: before the step.
-        batch: what the loss is given.
-        key: the key of the epoch's steps; the key of this step is derived from it and from ``state.step``.
-    """
-    step_key = jax.random.fold_in(key, state.step)
-    (value, figures), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, step_key, state.step)
-    optimizer = optax.with_extra_args_support(optimizer)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=value, grad=gradient)
-    params = optax.apply_updates(state.params, updates)
-    info = StepInfo(value, optax.tree.norm(gradient), figures)
-    return TrainState(params, opt_state, state.step + 1), info
-
-
 def epoch_keys(key: jax.Array, epoch: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """The key of an epoch's order and the key of its steps; ``key`` is the run's."""
     order_key, steps_key = jax.random.split(jax.random.fold_in(key, epoch))
@@ -120,7 +99,7 @@ def train_steps(
 ) -> tuple[TrainState, StepInfo]:
     """The steps ``start`` to ``stop - 1`` of an epoch; the bounds may be traced.
 
-    Under a mesh (:mod:`planar_vae_jax.train.mesh`) each batch is split over its devices; everything else is whole on
+    The optimiser is also given the value and the gradient, as optax's line searches need them. Under a mesh (:mod:`planar_vae_jax.train.mesh`) each batch is split over its devices; everything else is whole on
     every device.
 
     Args:
@@ -130,6 +109,7 @@ def train_steps(
         key: of the epoch's steps (:func:`epoch_keys`).
     """
     order = jax.tree.map(lambda leaf: mesh.split(leaf, axis=1), order)
+    update = optax.with_extra_args_support(optimizer).update
 
     def step(position: jax.Array, carry: tuple[TrainState, StepInfo]) -> tuple[TrainState, StepInfo]:
         state, info = carry
@@ -137,10 +117,13 @@ def train_steps(
         if data is not None:
             indices = lax.dynamic_index_in_dim(order, position, keepdims=False)
             batch = jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=0, mode="clip"), data)
-        state, one = train_step(loss, optimizer, state, batch, key)
-        return state, jax.tree.map(
-            lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, position, 0), info, one
-        )
+        step_key = jax.random.fold_in(key, state.step)
+        (value, figures), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, step_key, state.step)
+        updates, opt_state = update(gradient, state.opt_state, state.params, value=value, grad=gradient)
+        params = optax.apply_updates(state.params, updates)
+        one = StepInfo(value, optax.tree.norm(gradient), figures)
+        info = jax.tree.map(lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, position, 0), info, one)
+        return TrainState(params, opt_state, state.step + 1), info
 
     first, last = (jnp.asarray(bound, jnp.int32) for bound in (start, stop))
     carry = mesh.varying_like((state, info), (state, data, order, key))

@@ -363,10 +363,11 @@ def vae_loss(
         binarize_key, noise_key = jax.random.split(key)
         # An image in one row, whose pixels then share words of random bits.
         x = binarize(binarize_key, images.reshape(len(images), -1), drawn).reshape(images.shape)
-        if objective == "iwae":
-            found = sampled_terms(model, x, noise_key, train_samples)
-        else:
-            found = free_energy(model, x, noise_key)
+        _check_images(x)
+        posterior = model.encode(x)
+        samples = (train_samples,) if objective == "iwae" else ()
+        noise = jax.random.normal(noise_key, (*samples, *posterior.mean.shape), posterior.mean.dtype)
+        found = terms(model, posterior, x, noise)
         value = found.objective(objective)
         figures = {"train_loss": value, "reconstruction": found.reconstruction, "kl": found.kl}
         if kl_warmup_steps or annealing_steps:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toy
 from running import Disk, Killed, contents, result, start, steps, stop, stopped_after
+from training_cases import one_step
 
 from planar_vae_jax.runs import fit, signals
 from planar_vae_jax.runs.checkpoints import read_checkpoint
@@ -43,7 +44,7 @@ def test_the_lines_are_those_of_a_plain_loop(tmp_path, flags):
             if data is not None:
                 rows = training.epoch_order(order_key, toy.EXAMPLES, toy.BATCH)[position]
                 batch = {name: array[np.asarray(rows)] for name, array in data.items()}
-            state, info = training.train_step(loss, optimizer, state, batch, steps_key)
+            state, info = one_step(loss, optimizer, state, batch, steps_key)
             figures.append(jax.tree.map(float, info.figures))
             norms.append(float(info.gradient_norm))
         means = {name: np.mean([figure[name] for figure in figures]) for name in figures[0]}

@@ -25,6 +25,7 @@ from training_cases import (
     half_square,
     noisy,
     noisy_train,
+    one_step,
 )
 
 from planar_vae_jax.train.loop import (
@@ -33,7 +34,6 @@ from planar_vae_jax.train.loop import (
     epoch_order,
     init_state,
     train,
-    train_step,
     train_steps,
 )
 
@@ -46,7 +46,7 @@ def test_a_step_is_the_optimisers_update_and_reports_the_loss_before_it():
     optimizer = optax.sgd(0.1)
     params, batch = jnp.array([1.0, -2.0]), jnp.array([0.0, 1.0])
     state = init_state(params, optimizer)
-    new, info = train_step(half_square, optimizer, state, batch, jax.random.key(0))
+    new, info = one_step(half_square, optimizer, state, batch, jax.random.key(0))
     np.testing.assert_allclose(new.params, [0.9, -1.7], rtol=1e-6)
     assert (state.step, new.step, new.step.dtype) == (0, 1, jnp.int32)
     assert float(info.loss) == pytest.approx(5.0)
@@ -62,14 +62,14 @@ def test_gradient_norm_is_that_of_all_leaves_together():
     params = {"a": jnp.array(0.0), "b": [jnp.zeros((2, 2))]}
     optimizer = optax.sgd(1.0)
     batch = jnp.array([[1.0, 2.0], [1.0, 1.0]])
-    _, info = train_step(loss, optimizer, init_state(params, optimizer), batch, jax.random.key(0))
+    _, info = one_step(loss, optimizer, init_state(params, optimizer), batch, jax.random.key(0))
     assert float(info.gradient_norm) == pytest.approx(4.0, rel=1e-6)
 
 
 def test_the_optimiser_sees_the_parameters_as_weight_decay_needs_them():
     optimizer = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
     state = init_state(jnp.array([2.0]), optimizer)
-    new, _ = train_step(lambda *_: (jnp.zeros(()), {}), optimizer, state, None, jax.random.key(0))
+    new, _ = one_step(lambda *_: (jnp.zeros(()), {}), optimizer, state, None, jax.random.key(0))
     np.testing.assert_allclose(new.params, [2.0 - 0.1 * 0.5 * 2.0], rtol=1e-6)
 
 
@@ -270,7 +270,7 @@ def test_an_optimiser_is_given_the_value_and_the_gradient_by_name():
 
     optimizer = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     params, batch = jnp.array([1.0, -2.0]), jnp.array([0.0, 1.0])
-    new, info = train_step(half_square, optimizer, init_state(params, optimizer), batch, jax.random.key(0))
+    new, info = one_step(half_square, optimizer, init_state(params, optimizer), batch, jax.random.key(0))
     np.testing.assert_allclose(new.params, params - 0.1 * info.loss * (params - batch), rtol=1e-6)
 
 
