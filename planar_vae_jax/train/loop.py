@@ -99,8 +99,8 @@ def train_steps(
 ) -> tuple[TrainState, StepInfo]:
     """The steps ``start`` to ``stop - 1`` of an epoch; the bounds may be traced.
 
-    The optimiser is also given the value and the gradient, as optax's line searches need them. Under a mesh (:mod:`planar_vae_jax.train.mesh`) each batch is split over its devices; everything else is whole on
-    every device.
+    The optimiser is also given the value and the gradient, as optax's line searches need them. Under a mesh
+    (:mod:`planar_vae_jax.train.mesh`) each batch is split over its devices; everything else is whole on every device.
 
     Args:
         info: of all steps of the epoch (:func:`empty_info`); the entries of these steps are written into it.
