@@ -274,6 +274,7 @@ class Checkpoints:
             error = error or late
         if error is not None:
             self._error = error
+            logging.getLogger("absl").addFilter(_is_ours)  # for good: its other threads fail later, even after close
             self._scores.pop(self._saving, None)  # its files go when writing begins next: Orbax may still add some
         _writer = self._saving = None
 
@@ -553,7 +554,7 @@ def _quiet() -> Iterator[None]:
     """Orbax logs nothing in here: what matters is raised, and reported in our words."""
 
     def is_ours(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
+        return _is_ours(record)
 
     logger = logging.getLogger("absl")
     logger.addFilter(is_ours)
@@ -561,6 +562,10 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _brief(error: BaseException) -> str:
