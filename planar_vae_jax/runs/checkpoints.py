@@ -18,7 +18,6 @@ sees the same folder; process 0 writes.
 
 import asyncio
 import contextlib
-import functools
 import importlib
 import json
 import logging
@@ -26,7 +25,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,8 +95,8 @@ class Checkpoints:
         self._damaged: dict[int, str] = {}
         self._scores: dict[int, float] = {}
         self._manager: Any = None
+        self._silence = contextlib.ExitStack()
         self._saving: int | None = None
-        self._hush = contextlib.ExitStack()
 
     @property
     def newest(self) -> int | None:
@@ -146,8 +145,10 @@ class Checkpoints:
             return
         try:
             hosts.on_first(self._tidy)
-            with _quiet():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_quiet())  # until this is closed, as Orbax's threads log at any time
                 self._manager = self._open()
+                self._silence = stack.pop_all()
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot hold checkpoints: {_brief(error)}") from error
 
@@ -177,7 +178,6 @@ class Checkpoints:
         if score is not None:
             self._scores[step] = score
         self._saving = step
-        self._hush.enter_context(_quiet())  # until the save has ended, in Orbax's threads too
         try:
             if not self._manager.save(step, args=args.Composite(**items)):
                 raise RuntimeError(f"Orbax did not save step {step}")
@@ -199,7 +199,6 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
         self._saving = None
-        self._hush.close()
 
     def close(self) -> None:
         """Waits, and releases the folder.
@@ -211,7 +210,7 @@ class Checkpoints:
             self.wait()
         finally:
             if self._manager is not None:
-                with contextlib.suppress(Exception), _quiet():  # a failed save is raised again by Orbax's threads
+                with self._silence, contextlib.suppress(Exception):  # a failed save is raised again by Orbax's threads
                     self._manager.close()
                 self._manager = None
 
@@ -240,22 +239,23 @@ class Checkpoints:
             # into two folders wait for each other's signals.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
+        handlers = {"state": _arrays(), "meta": ocp.JsonCheckpointHandler()}
         try:
-            return ocp.CheckpointManager(self.directory, options=options)
+            return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         except Exception:  # one damaged time in any of these files, and Orbax opens no checkpoint of the folder
             if hosts.count() > 1:
                 raise
             for path in self.directory.glob("*/_CHECKPOINT_METADATA"):
                 path.unlink()
-            return ocp.CheckpointManager(self.directory, options=options)
+            return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def _failed(self, error: Exception) -> CheckpointError:
         """The error to raise. Its files stay until writing begins next, as Orbax may still add to them."""
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
+        logging.getLogger("absl").addFilter(_is_ours)  # for good: Orbax's other threads fail later, even after close
         self._scores.pop(self._saving or 0, None)
         self._saving = None
-        self._hush.close()
         return CheckpointError(f"a checkpoint could not be written to {self.directory}: {_brief(error)}")
 
 
@@ -441,13 +441,11 @@ def _read(path: Path) -> Stored:
     content = _read_json(path)
     entries = content["leaves"]
     ocp, epath = _orbax(), importlib.import_module("etils.epath")
-    handlers = ocp.type_handlers.create_type_handler_registry((np.ndarray, _reader()))
     names = [name for name, entry in entries.items() if 0 not in entry["shape"]]
     restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     with _quiet():
-        state = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers).restore(
-            epath.Path(path / "state"), args=ocp.args.PyTreeRestore(restore_args=restore_args)
-        )
+        args = ocp.args.PyTreeRestore(restore_args=restore_args)
+        state = _arrays().restore(epath.Path(path / "state"), args=args)
     leaves = {}
     for name, entry in entries.items():
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
@@ -460,26 +458,38 @@ def _read(path: Path) -> Stored:
     return Stored(int(path.name), leaves, content["meta"], content["score"])
 
 
-@functools.cache
-def _reader() -> Any:
-    """Orbax's handler of NumPy arrays, except that an array that cannot be read waits for all the others.
+def _arrays() -> Any:
+    """Orbax's handler of trees of NumPy arrays, except that an array that fails waits for the others.
 
-    Otherwise Orbax ends its event loop while TensorStore still reads them, which prints a traceback for each.
+    Otherwise the first failure ends the event loop while TensorStore is still at work on the others, and each of them
+    prints a traceback.
     """
+    ocp = _orbax()
+    handler: Any = ocp.type_handlers.NumpyHandler
 
-    class Reader(_orbax().type_handlers.NumpyHandler):  # type: ignore[misc]
-        async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> list[Any]:
-            read = super().deserialize
-            each = zip(infos, args or [None] * len(infos), strict=True)
-            found: list[Any] = await asyncio.gather(
-                *(read([info], arg and [arg]) for info, arg in each), return_exceptions=True
-            )
-            for error in found:
-                if isinstance(error, BaseException):
-                    raise error
+    class Patient(handler):
+        # Not public in Orbax; a version without it would only bring the tracebacks back.
+        async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
+            write, args = super()._background_serialize, args or [ocp.SaveArgs()] * len(values)
+            each = zip(values, infos, args, strict=True)
+            await _all(write([value], [info], [arg]) for value, info, arg in each)
+
+        async def deserialize(self, infos: Any, args: Any = None) -> list[Any]:
+            read, args = super().deserialize, args or [ocp.RestoreArgs()] * len(infos)
+            found = await _all(read([info], [arg]) for info, arg in zip(infos, args, strict=True))
             return [arrays[0] for arrays in found]
 
-    return Reader()
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, Patient()))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+async def _all(coroutines: Iterable[Any]) -> list[Any]:
+    """Their results; an error is raised once all are done."""
+    found: list[Any] = await asyncio.gather(*coroutines, return_exceptions=True)
+    for error in found:
+        if isinstance(error, BaseException):
+            raise error
+    return found
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
@@ -519,7 +529,7 @@ def _quiet() -> Iterator[None]:
     """Orbax logs nothing in here: what matters is raised, and reported in our words."""
 
     def is_ours(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
+        return _is_ours(record)
 
     logger = logging.getLogger("absl")
     logger.addFilter(is_ours)
@@ -527,6 +537,10 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _brief(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""A disk that is full or cannot be written: told in a line; the last whole checkpoint stays, and the run goes on later.
+"""A disk that is full or cannot be written: one line; the last whole checkpoint stays, and the run can be resumed.
 
 Full in two ways: a small file system of its own, filled while the run writes (mounting needs root; elsewhere that is
 skipped), and everywhere a limit on the size of files from one file of the run on: then too the kernel refuses each
@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import toy
 
-from campaign.harness import STRENGTH, Run, contents, finish, metrics, refuse, result, steps
-from experiments.density import Config
+from campaign.harness import MODULES, STRENGTH, Run, contents, finish, metrics, refuse, result, steps
 from planar_vae_jax.runs import folder
 from planar_vae_jax.runs.config import UsageError, parse_run
 
@@ -42,7 +42,8 @@ LIMITED = Path(__file__).with_name("limited.py")
 
 
 @pytest.mark.slow
-def test_files_that_cannot_grow(data, whole, tally, tmp_path):
+@pytest.mark.parametrize("name", ["toy", "mnist"])
+def test_files_that_cannot_grow(data, whole, tally, tmp_path, name):
     workdir = tmp_path / "run"
     for file, nth, words in (
         ("config", 1, "config.json could not be written"),
@@ -51,14 +52,16 @@ def test_files_that_cannot_grow(data, whole, tally, tmp_path):
         ("reconstructions", 1, "reconstructions.png could not be written"),
         ("summary", 1, "summary.json could not be written"),
     ):
+        if (name, file) == ("toy", "reconstructions"):
+            continue
         before = set(steps(workdir)) if (workdir / "checkpoints").exists() else set()
-        run = Run("mnist", workdir, *data["mnist"], program=(str(LIMITED), file, str(nth), "experiments.mnist"))
+        run = Run(name, workdir, *data[name], program=(str(LIMITED), file, str(nth), MODULES[name]))
         assert_told(run, words)
         if before:
             assert max(before) <= max(steps(workdir))
-        tally(f"no write from {file} on (limit)", "one line, status 1, same end bit for bit")
-    finish("mnist", workdir, *data["mnist"])
-    assert result(workdir) == whole("mnist")
+        tally(f"no write from {file} on (limit, {name})", "one line, status 1, same end bit for bit")
+    finish(name, workdir, *data[name])
+    assert result(workdir) == whole(name)
 
 
 # --- A small file system
@@ -112,11 +115,12 @@ def test_a_disk_full_in_training_then_in_the_figures_then_in_the_summary(data, w
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["toy", "mnist"])
 @pytest.mark.parametrize("seed", range(STRENGTH))
-def test_a_disk_filled_at_any_moment(data, whole, tally, disk, seed):
+def test_a_disk_filled_at_any_moment(data, whole, tally, disk, name, seed):
     rng, workdir = random.Random(seed), disk / "run"
     for _ in range(3):
-        run = Run("mnist", workdir, *data["mnist"])
+        run = Run(name, workdir, *data[name])
         first = run.lines() + rng.randint(0, 3)
         run.until(lambda run=run, first=first: run.begun() and run.lines() >= first)
         fill(disk, rng.randint(0, 30))
@@ -124,10 +128,10 @@ def test_a_disk_filled_at_any_moment(data, whole, tally, disk, seed):
             break
         assert_told(run, "could not be|cannot|No space")
         (disk / "filler").unlink()
-        tally("disk nearly filled at a random moment (tmpfs)", "one line, status 1, same end bit for bit")
+        tally(f"disk nearly filled at a random moment (tmpfs, {name})", "one line, status 1, same end bit for bit")
     (disk / "filler").unlink(missing_ok=True)
-    finish("mnist", workdir, *data["mnist"])
-    assert result(workdir) == whole("mnist")
+    finish(name, workdir, *data[name])
+    assert result(workdir) == whole(name)
 
 
 # --- A folder that cannot be written
@@ -147,7 +151,7 @@ def unprivileged():
 
 
 def open_run(workdir):
-    with folder.open_run(parse_run(Config, [f"--workdir={workdir}"], ""), "density"):
+    with folder.open_run(parse_run(toy.Config, [f"--workdir={workdir}"], ""), "toy"):
         pass
 
 
@@ -189,7 +193,7 @@ def test_a_run_that_may_only_be_read_is_refused(open_folder, tally):
 def test_a_read_only_file_system(disk, tally):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for workdir in (disk, disk / "run"):
-        refuse("density", workdir, status=2, words=r"--workdir must be a folder .*Read-only file system")
+        refuse("toy", workdir, status=2, words=r"--workdir must be a folder .*Read-only file system")
     tally("read-only file system", "one line, status 2")
 
 
@@ -205,4 +209,4 @@ def test_a_workdir_that_cannot_be_a_folder(tally, tmp_path, where):
 
 
 def test_a_workdir_in_proc_is_refused_by_the_command():
-    refuse("density", Path("/proc/run"), status=2, words="--workdir must be a folder that can be written")
+    refuse("toy", Path("/proc/run"), status=2, words="--workdir must be a folder that can be written")
