@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
+from planar_vae_jax.runs import finite, replacing, write_json
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import finite, replacing, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "flowjax", "equinox", "normflows", "pyro-ppl", "torch", "schedulefree")
 

@@ -32,9 +32,9 @@ from planar_vae_jax import PlanarFlow, init_planar, plotting
 from planar_vae_jax.flows.distribution import first_layers, shown_layers
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.flows.targets import TARGETS, Target, get_target
+from planar_vae_jax.runs import RunError, as_run_error
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import run_main, say
-from planar_vae_jax.runs.files import RunError, as_run_error
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 from planar_vae_jax.statistics import with_error

@@ -21,11 +21,10 @@ import numpy as np
 from experiments import mnist
 from planar_vae_jax import load_run, report, statistics
 from planar_vae_jax.data import Dataset, choose_images, is_binary, load_images
-from planar_vae_jax.runs import hosts
 from planar_vae_jax.runs.config import UsageError, as_json, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, say, warn
 from planar_vae_jax.runs.folder import RunFolder, open_run
-from planar_vae_jax.runs.sweep import Together, sweep
+from planar_vae_jax.runs.sweep import Together, check_one_process, sweep
 
 THREEFRY = "threefry2x32"  # under vmap the other generators draw for all seeds by the key of the first
 # Flags that a title expresses in words, or that the name of the data set implies.
@@ -112,8 +111,7 @@ def check_flags(config: Config) -> None:
     if config.eval_only:
         single = "python -m experiments.mnist --workdir=WORKDIR/flows=K-seed=S --eval_only"
         raise UsageError(f"--eval_only is of a single run: {single}")
-    if hosts.are_asked_for(config.coordinator, config.num_processes, config.process_id):
-        raise UsageError("a sweep runs in one process; start it once, outside of a step of several tasks")
+    check_one_process(config)
     if config.together == "yes" and config.prng != THREEFRY:
         raise UsageError(f"--together=yes needs --prng={THREEFRY}; got --prng={config.prng}")
     if not config.lengths or len(set(config.lengths)) < len(config.lengths):

@@ -25,10 +25,10 @@ from planar_vae_jax.data import DATASETS, Dataset, is_binary, load_images
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.load import model_from_flags
+from planar_vae_jax.runs import as_run_error
 from planar_vae_jax.runs.config import UsageError, flag, parse_run
 from planar_vae_jax.runs.console import run_main, say, warn
 from planar_vae_jax.runs.devices import DeviceFlags, Devices, choose_devices
-from planar_vae_jax.runs.files import as_run_error
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import open_run
 from planar_vae_jax.train.optimizers import CONVOLUTIONS_LEARNING_RATE, LEARNING_RATES, OPTIMIZERS, make_optimizer

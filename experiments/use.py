@@ -34,10 +34,10 @@ from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summa
 from planar_vae_jax.data import DataError, Dataset, load_images, read_images
 from planar_vae_jax.load import NEARLY_BLACK, Build, Run
 from planar_vae_jax.report import NO_KL, draw_interpolations
+from planar_vae_jax.runs import as_run_error, replacing, write_json
 from planar_vae_jax.runs.checkpoints import CheckpointError
 from planar_vae_jax.runs.config import UsageError, check_local, flag, parse, read_config
 from planar_vae_jax.runs.console import Progress, print_table, run_main, say, warn
-from planar_vae_jax.runs.files import as_run_error, replacing, write_json
 from planar_vae_jax.statistics import means_and_errors
 from planar_vae_jax.vae.likelihoods import measured
 

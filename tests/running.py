@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import toy
 
-from planar_vae_jax.runs import fit, signals
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import fit
 
 
 class OneStep(fit.Pace):

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from running import stopped_after
 
 from experiments import mnist
-from planar_vae_jax.runs.signals import Stopped
+from planar_vae_jax.runs._signals import Stopped
 
 ROOT = Path(__file__).parents[1]
 

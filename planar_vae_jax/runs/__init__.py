@@ -7,8 +7,14 @@
 - ``fit``: ``fit``, the training loop.
 - ``sweep``: ``sweep``, a run for every combination of the values of some flags.
 - ``checkpoints``: ``Checkpoints``, which ``fit`` writes; ``read_checkpoint`` and ``fill_params`` for readers.
-- ``feed``: examples whole on the devices, or in chunks from the host.
-- ``devices``: ``choose_devices``, what a run computes on; ``hosts``: several processes of one run.
-- ``signals``: Ctrl-C, SIGTERM, time limits; ``console``: ``run_main``, progress, tables, warnings, exit statuses.
-- ``files``: files that are whole or absent; ``RunError``, a run that cannot go on.
+- ``devices``: ``choose_devices``, what a run computes on.
+- ``console``: ``run_main``, the exit status and the one line of an error; progress, tables, warnings.
+
+Files are written whole or not at all by ``replacing`` and ``write_json``; ``RunError`` is a run that cannot go on. In
+private files: ``_feed``, examples on the devices or in chunks from the host; ``_hosts``, several processes of one run;
+``_signals``, Ctrl-C, SIGTERM and time limits; ``_files``, the lines of metrics among them.
 """
+
+from planar_vae_jax.runs._files import RunError, as_run_error, replacing, write_json
+
+__all__ = ["RunError", "as_run_error", "replacing", "write_json"]

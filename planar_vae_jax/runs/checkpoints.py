@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from planar_vae_jax.runs import hosts
-from planar_vae_jax.runs.files import RunError, sync_tree
+from planar_vae_jax.runs import _hosts
+from planar_vae_jax.runs._files import RunError, sync_tree
 
 _FORMAT = 3  # to be raised whenever an older program could misread a checkpoint
 _DAMAGED = "damaged"  # the folder into which damaged checkpoints are moved
@@ -125,7 +125,7 @@ class Checkpoints:
             _report_damaged(self.directory, self._damaged, found.step, self._warn, self._name)
             return found.step
 
-        step = hosts.on_first(find)
+        step = _hosts.on_first(find)
         if step is None:
             return None
         stored = _read(self.directory / str(step))
@@ -144,7 +144,7 @@ class Checkpoints:
         if self._manager is not None:
             return
         try:
-            hosts.on_first(self._tidy)
+            _hosts.on_first(self._tidy)
             with contextlib.ExitStack() as stack:
                 stack.enter_context(_quiet())  # until this is closed, as Orbax's threads log at any time
                 self._manager = self._open()
@@ -194,7 +194,7 @@ class Checkpoints:
             return
         try:
             self._manager.wait_until_finished()
-            if hosts.index() == 0:
+            if _hosts.index() == 0:
                 sync_tree(self.directory / str(self._saving))
         except Exception as error:
             raise self._failed(error) from error
@@ -243,7 +243,7 @@ class Checkpoints:
         try:
             return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         except Exception:  # one damaged time in any of these files, and Orbax opens no checkpoint of the folder
-            if hosts.count() > 1:
+            if _hosts.count() > 1:
                 raise
             for path in self.directory.glob("*/_CHECKPOINT_METADATA"):
                 path.unlink()

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from planar_vae_jax.runs.files import read_json
+from planar_vae_jax.runs._files import read_json
 
 Config = TypeVar("Config")
 RunConfig = TypeVar("RunConfig", bound="RunFlags")

@@ -14,9 +14,9 @@ import jax
 from tqdm import tqdm
 
 from planar_vae_jax.data import ArgumentError, DataError
-from planar_vae_jax.runs import hosts, signals
+from planar_vae_jax.runs import _hosts, _signals
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.statistics import with_error
 
 _WIDTH = 80  # columns
@@ -30,11 +30,11 @@ def run_main(main: Callable[[list[str]], object]) -> None:
     128 + N: stopped by signal N.
     """
     _open_streams()
-    signals.install()
+    _signals.install()
     _keep_programs()
     try:
         main(sys.argv[1:])
-        hosts.leave()
+        _hosts.leave()
     except UsageError as error:
         _exit(2, f"error: {error}")
     except ArgumentError as error:  # its first word is the name of an argument, which is a flag
@@ -43,16 +43,16 @@ def run_main(main: Callable[[list[str]], object]) -> None:
         _exit(2, f"error: {error}")
     except (RunError, OSError) as error:
         _exit(1, f"error: {error}")
-    except signals.Stopped as stopped:
+    except _signals.Stopped as stopped:
         _exit(128 + stopped.number, str(stopped))
     except Exception as error:
         if isinstance(error, MemoryError) or _is_out_of_memory(error):
             _exit(1, f"error: out of memory; try smaller sizes ({' '.join(str(error).split())[:200]})")
-        if hosts.count() == 1:
+        if _hosts.count() == 1:
             raise
         traceback.print_exc()
         os._exit(1)  # at the interpreter's end JAX would wait for the other hosts
-    signals.ignore()
+    _signals.ignore()
 
 
 def _open_streams() -> None:
@@ -74,11 +74,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _exit(status: int, text: str) -> None:
-    signals.ignore()
+    _signals.ignore()
     print(text, file=sys.stderr, flush=True)
     if status != 1:
-        hosts.leave()
-    elif hosts.count() > 1:  # the other hosts may not know yet, so nobody waits for them
+        _hosts.leave()
+    elif _hosts.count() > 1:  # the other hosts may not know yet, so nobody waits for them
         os._exit(status)
     sys.exit(status)
 
@@ -118,7 +118,7 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """Shows a warning on stderr, wrapped; process 0 does."""
-    if hosts.index():
+    if _hosts.index():
         return
     wrap = textwrap.TextWrapper(_WIDTH - 1, break_on_hyphens=False, break_long_words=False).wrap  # paths stay whole
     lines = [wrapped for line in text.split("\n") for wrapped in wrap(line) or [""]]
@@ -131,7 +131,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str, done: int = 0):
         form = "{desc} {n_fmt}/{total_fmt} |{bar:8}| {elapsed}<{remaining}{postfix}"
-        disable = True if hosts.index() else None  # None: if there is no terminal
+        disable = True if _hosts.index() else None  # None: if there is no terminal
         self._bar = tqdm(total=total, initial=done, desc=unit, bar_format=form, disable=disable, dynamic_ncols=True)
         self._done, self._total, self._unit = done, total, unit
 

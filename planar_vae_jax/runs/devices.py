@@ -13,9 +13,9 @@ import jax
 from jax.sharding import Mesh
 
 from planar_vae_jax.data.streamed import Streamed
-from planar_vae_jax.runs import hosts
+from planar_vae_jax.runs import _hosts
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag
-from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.train import mesh as meshes
 
 # Files that a machine with an accelerator has, and packages that are installed to use one.
@@ -77,7 +77,7 @@ class Devices:
             "kind": first.device_kind,
             "count": jax.device_count(),
             "used": len(self.used),
-            "processes": hosts.count(),
+            "processes": _hosts.count(),
             "cpus": os.cpu_count(),
         }
 
@@ -86,7 +86,7 @@ class Devices:
         kind = self.used[0].device_kind
         if self.mesh is None:
             return f"1 of {jax.device_count()} devices ({kind})" if jax.device_count() > 1 else f"1 device ({kind})"
-        of = f" of {hosts.count()} processes" if hosts.count() > 1 else ""
+        of = f" of {_hosts.count()} processes" if _hosts.count() > 1 else ""
         share = "" if self.batch_size is None else f", {self.batch_size // len(self.used)} examples of a step on each"
         return f"{len(self.used)} of {jax.device_count()} devices ({kind}){of}{share}"
 
@@ -117,8 +117,8 @@ def choose_devices(
     Raises:
         UsageError: there are not so many devices, or they do not divide the batch; the processes cannot be joined.
     """
-    hosts.join(coordinator, num_processes, process_id)
-    there: list[list[jax.Device]] = [[] for _ in range(hosts.count())]
+    _hosts.join(coordinator, num_processes, process_id)
+    there: list[list[jax.Device]] = [[] for _ in range(_hosts.count())]
     for device in _all_devices():
         there[device.process_index].append(device)
     number, most = len(there), min(map(len, there))

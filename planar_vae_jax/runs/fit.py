@@ -24,7 +24,16 @@ import numpy as np
 import optax
 
 from planar_vae_jax.data.streamed import Streamed
-from planar_vae_jax.runs import hosts, signals
+from planar_vae_jax.runs import _hosts, _signals
+from planar_vae_jax.runs._feed import feed
+from planar_vae_jax.runs._files import (
+    RunError,
+    append_json_line,
+    cut_json_lines,
+    finite,
+    read_json_lines,
+    write_failure,
+)
 from planar_vae_jax.runs.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -36,15 +45,6 @@ from planar_vae_jax.runs.checkpoints import (
 )
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, say, warn
-from planar_vae_jax.runs.feed import feed
-from planar_vae_jax.runs.files import (
-    RunError,
-    append_json_line,
-    cut_json_lines,
-    finite,
-    read_json_lines,
-    write_failure,
-)
 from planar_vae_jax.runs.folder import RunFolder
 from planar_vae_jax.statistics import mean_and_error, means_and_errors
 from planar_vae_jax.train import loop, mesh, optimizers
@@ -115,7 +115,7 @@ def fit(
         UsageError: more steps are done than the run is to have; there is no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
-        signals.Stopped: by a signal, once everything is saved.
+        _signals.Stopped: by a signal, once everything is saved.
     """
     epochs = _Epochs(steps, steps_per_epoch, unit)
     epochs.check(data, batch_size)
@@ -137,7 +137,7 @@ def fit(
         training = _Training(run, epochs, stopping, checkpoints, loss, optimizer, params, key, data, batch_size)
         training.begin_or_resume(report)
         bar = Progress(epochs.done(epochs.number), unit, epochs.done(training.done.epoch))
-        with contextlib.closing(training.feed), signals.finishing(), bar as progress:
+        with contextlib.closing(training.feed), _signals.finishing(), bar as progress:
             while training.done.epoch < epochs.number and not stopping.is_over(training.lines):
                 training.train_epoch()
                 line = training.end_epoch(report)
@@ -417,7 +417,7 @@ class _Training:
                 f"{asked} is less than the run in {self.run.workdir} has done, {self.epochs.name(self.step)}; name "
                 "another --workdir, or draw the figures of this one by --eval_only"
             )
-        self.lines = hosts.on_first(cut_json_lines, self.metrics, self.done.epoch)
+        self.lines = _hosts.on_first(cut_json_lines, self.metrics, self.done.epoch)
         if not _all_finite(self.state):
             raise self.failure(None)
         self.checkpoints.begin_to_write()
@@ -432,7 +432,7 @@ class _Training:
         while done.position < length:
             self.stop_if_asked()
             start = done.position
-            end = hosts.of_first(self.pace.end(start, self.feed.end(start, length)))
+            end = _hosts.of_first(self.pace.end(start, self.feed.end(start, length)))
             began, before = time.perf_counter(), self.state
             rest = (*self.feed.at(start), self.steps_key, start)
             self.state, self.info = self._steps(before, self.info, *rest, end)
@@ -458,7 +458,7 @@ class _Training:
                 each.append(self._line(one[0], report, *one[1:]))
             line = {figure: [one[figure] for one in each] for figure in each[0]}
         whole = finite({name: self.epochs.done(done.epoch + 1), **line, "seconds": done.epoch_seconds})
-        whole = hosts.on_first(self._write, whole)  # process 0's, by which all decide when to stop early
+        whole = _hosts.on_first(self._write, whole)  # process 0's, by which all decide when to stop early
         self.lines.append(whole)
         self.done = _Done(done.epoch + 1, seconds=done.seconds)
         due = self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number
@@ -492,11 +492,11 @@ class _Training:
 
     def stop_if_asked(self) -> None:
         """Saves and raises if a signal has asked the run to stop."""
-        number = hosts.of_any(signals.requested())
+        number = _hosts.of_any(_signals.requested())
         if number is not None:
             self.save()
             self.checkpoints.wait()
-            raise signals.Stopped(number, f"after {self.epochs.name(self.step)}", self.run.advice)
+            raise _signals.Stopped(number, f"after {self.epochs.name(self.step)}", self.run.advice)
 
     def failure(self, position: int | None) -> RunError:
         """Writes ``failed/``; returns the error to raise.
@@ -523,7 +523,7 @@ class _Training:
         self.checkpoints.wait()
         good = "there is no checkpoint yet" if self.saved is None else f"the last good checkpoint: {name(self.saved)}"
         facts = {"what": what, **facts, "last_good_checkpoint": self.saved}
-        hosts.on_first(write_failure, folder, named_arrays(arrays), facts)
+        _hosts.on_first(write_failure, folder, named_arrays(arrays), facts)
         return RunError(
             f"{what}; {good}; {folder} holds the state{before}; a lower --learning_rate or --clip_norm=1 may help, "
             "with --overwrite"
@@ -560,7 +560,7 @@ def _stored_run(run: RunFolder, epochs: _Epochs, like: Any, stopping: _Stopping)
     if epoch == 0:
         raise UsageError(f"--eval_only needs a whole epoch; {run.workdir} is at step {found.step} of its first")
     params = _params(run, found, like)
-    lines = hosts.on_first(read_json_lines, run.workdir / "metrics.jsonl", all_epochs)
+    lines = _hosts.on_first(read_json_lines, run.workdir / "metrics.jsonl", all_epochs)
     final = newest.step == epochs.steps or stopping.is_over(lines)
     if stopping.patience:
         final = final and which == "best"  # the run's figures are of that checkpoint
@@ -571,7 +571,7 @@ def _stored_run(run: RunFolder, epochs: _Epochs, like: Any, stopping: _Stopping)
 def _read(run: RunFolder, epochs: _Epochs, which: str) -> Stored:
     """A checkpoint of the run; process 0 chooses which step it is."""
     folder = run.workdir / "checkpoints"
-    step = hosts.on_first(lambda: read_checkpoint(folder, which, warn=warn, name=epochs.name).step)
+    step = _hosts.on_first(lambda: read_checkpoint(folder, which, warn=warn, name=epochs.name).step)
     return read_checkpoint(folder, step)
 
 

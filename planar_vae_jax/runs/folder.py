@@ -22,7 +22,8 @@ from typing import Any
 
 import filelock
 
-from planar_vae_jax.runs import hosts, signals
+from planar_vae_jax.runs import _hosts, _signals
+from planar_vae_jax.runs._files import RunError, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.config import (
     LAYOUT,
     RunFlags,
@@ -34,7 +35,6 @@ from planar_vae_jax.runs.config import (
 )
 from planar_vae_jax.runs.console import say, warn
 from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
-from planar_vae_jax.runs.files import RunError, read_json, remove_unfinished, replacing, sync, write_json
 
 # Files that mark a folder as a run's, or as the remains of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
@@ -64,8 +64,8 @@ class RunFolder:
         self._description = _describe(config, experiment, data, devices)
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
-        hosts.check_same(_in_common(self._description))
-        self._stored, self.finished = hosts.on_first(self._look)
+        _hosts.check_same(_in_common(self._description))
+        self._stored, self.finished = _hosts.on_first(self._look)
 
     @property
     def new(self) -> bool:
@@ -85,25 +85,25 @@ class RunFolder:
 
     def save_figure(self, name: str, figure: Any) -> None:
         """Writes a matplotlib figure as ``name`` in the folder."""
-        if hosts.index() == 0:
+        if _hosts.index() == 0:
             with replacing(self.workdir / name) as temporary:
                 figure.savefig(temporary)
 
     def save_text(self, name: str, text: str) -> None:
         """Writes a text file, in UTF-8 whatever the locale."""
-        if hosts.index() == 0:
+        if _hosts.index() == 0:
             with replacing(self.workdir / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Writes ``summary.json``, which marks the run as finished, and prints where everything is; returns it."""
-        hosts.on_first(write_json, self.workdir / "summary.json", summary)
+        _hosts.on_first(write_json, self.workdir / "summary.json", summary)
         say(f"figures and summary.json are in {self.workdir}")
         return summary
 
     def summary(self) -> dict[str, Any]:
         """The contents of ``summary.json`` of a finished run."""
-        return hosts.on_first(read_json, self.workdir / "summary.json") or {}
+        return _hosts.on_first(read_json, self.workdir / "summary.json") or {}
 
     def go_on(self, seconds: float, where: str | None) -> None:
         """Marks the run as unfinished again: process 0 removes ``summary.json`` and updates ``config.json``.
@@ -114,7 +114,7 @@ class RunFolder:
         """
         self._earlier = seconds
         stored = self._stored
-        if stored is None or hosts.index():
+        if stored is None or _hosts.index():
             return
         say(f"resuming the run in {self.workdir} {where or 'from the beginning'}")
         (self.workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run, or damaged
@@ -139,7 +139,7 @@ class RunFolder:
         changed = [f"{name}={shown(flags[name])}" for name in free if flags[name] != stored["flags"].get(name)]
         if not final or changed:
             self.workdir = self.workdir / "-".join([name, *changed])
-            hosts.on_first(self._make_ready)
+            _hosts.on_first(self._make_ready)
         say(f"writing to {self.workdir}: figures of {name.replace('-', ' ')}")
 
     def _make_ready(self) -> None:
@@ -175,10 +175,10 @@ class RunFolder:
             again = f"; --workdir={self._named} --eval_only draws its figures again" if self.config.drawn_again else ""
             say(f"the run in {self.workdir} is finished (summary.json){again}")
             assert self._stored is not None
-            if hosts.index() == 0:
+            if _hosts.index() == 0:
                 self._compare_code(self._stored)
             return
-        self._stored = hosts.on_first(self._take)
+        self._stored = _hosts.on_first(self._take)
         say(f"computing on {self.devices}")
         missing = missing_accelerator()
         if missing is not None:
@@ -308,7 +308,7 @@ def open_run(
     run = RunFolder(config, experiment, data, devices or one_device())
     try:
         run._open()
-        with signals.time_limit(config.max_seconds):
+        with _signals.time_limit(config.max_seconds):
             yield run
     finally:
         run._release()

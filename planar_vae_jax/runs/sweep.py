@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from planar_vae_jax.data.streamed import Streamed
-from planar_vae_jax.runs import hosts
+from planar_vae_jax.runs import _hosts
+from planar_vae_jax.runs._files import read_json_lines, write_json_lines
 from planar_vae_jax.runs.checkpoints import Checkpoints, read_checkpoint
 from planar_vae_jax.runs.config import RunFlags, UsageError, as_json, check, shown
 from planar_vae_jax.runs.console import say
 from planar_vae_jax.runs.devices import Devices
-from planar_vae_jax.runs.files import read_json_lines, write_json_lines
 from planar_vae_jax.runs.fit import fit
 from planar_vae_jax.runs.folder import RunFolder, open_run
 from planar_vae_jax.train import mesh
@@ -70,6 +70,17 @@ def combinations(
     return runs
 
 
+def check_one_process(config: RunFlags) -> None:
+    """Checks that the sweep is not one of several processes.
+
+    Raises:
+        UsageError: flags, a SLURM step or a TPU slice ask for several.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    if _hosts.are_asked_for(*(getattr(config, name, None) for name in names)):
+        raise UsageError("a sweep runs in one process; start it once, outside of a step of several tasks")
+
+
 def sweep(
     config: Config,
     over: Mapping[str, Sequence[Any]],
@@ -94,8 +105,7 @@ def sweep(
         UsageError: the sweep was started in several processes; a value that its flag does not accept; seeds that cannot
             train together.
     """
-    if hosts.count() > 1:
-        raise UsageError("a sweep runs in one process; start it once, without --coordinator")
+    check_one_process(config)
     runs = combinations(config, over, complete)
     if together is not None:
         for _, group in itertools.groupby(runs, key=lambda run: {**run[0], "seed": None}):

@@ -18,8 +18,8 @@ import experiments
 from campaign.harness import STRENGTH, refuse
 from experiments import density, use
 from planar_vae_jax.data import DATASETS, DataError
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import RunFlags, UsageError, parse, parse_run
-from planar_vae_jax.runs.files import RunError
 
 modules = [importlib.import_module(f"experiments.{info.name}") for info in pkgutil.iter_modules(experiments.__path__)]
 EXPERIMENTS = {module.__name__.split(".")[1]: module for module in modules if hasattr(module, "Config")}

@@ -14,9 +14,10 @@ from conftest import precision
 from experiments import density
 from planar_vae_jax import Planar, PlanarFlow, plotting
 from planar_vae_jax.flows.targets import TARGETS, get_target
-from planar_vae_jax.runs import compiled, signals
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import compiled
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.train import loop as training
 
 FIGURES = {"density.png", "layers.png", "loss.png"}

@@ -17,7 +17,8 @@ from scipy.stats import t as student_t
 
 from experiments import flow_length, mnist
 from planar_vae_jax import load_run, plotting, report
-from planar_vae_jax.runs import compiled, fit, signals
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import compiled, fit
 from planar_vae_jax.runs.config import UsageError
 
 ROOT = Path(__file__).parents[2]

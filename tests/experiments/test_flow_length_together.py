@@ -10,7 +10,9 @@ from running import OneStep, stopped_after
 
 from experiments import flow_length
 from planar_vae_jax import load_run
-from planar_vae_jax.runs import choice, files, processes, signals, together
+from planar_vae_jax.runs import _files as files
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import choice, processes, together
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.devices import one_device
 

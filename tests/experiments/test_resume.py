@@ -15,9 +15,10 @@ from image_runs import TEST, TRAIN, write_noise
 from experiments import density, mnist
 from planar_vae_jax import load_run
 from planar_vae_jax.analysis import evaluation
-from planar_vae_jax.runs import fit, signals
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import fit
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import RunError
 
 ROOT = Path(__file__).parents[2]
 # One model, so that all is compiled once; it learns noise by heart.

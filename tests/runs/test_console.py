@@ -11,10 +11,10 @@ import jax
 import pytest
 
 from planar_vae_jax.runs import console
+from planar_vae_jax.runs._files import RunError
+from planar_vae_jax.runs._signals import Stopped
 from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.runs.console import Progress, table, warn
-from planar_vae_jax.runs.files import RunError
-from planar_vae_jax.runs.signals import Stopped
 
 # --- Figures
 

@@ -10,10 +10,12 @@ import pytest
 import toy
 from running import contents, flip, result, start, steps, stop
 
-from planar_vae_jax.runs import checkpoints, files, fit, signals
+from planar_vae_jax.runs import _files as files
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import checkpoints, fit
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.checkpoints import CheckpointError
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import RunError
 
 pytestmark = pytest.mark.usefixtures("one_step_at_a_time")
 

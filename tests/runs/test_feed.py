@@ -9,8 +9,8 @@ import toy
 from running import result, start, stop
 
 from planar_vae_jax.data.streamed import Streamed
-from planar_vae_jax.runs import feed
-from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.runs import _feed as feed
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.train import loop
 
 # In bytes; a batch has 80.

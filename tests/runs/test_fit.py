@@ -13,10 +13,11 @@ import toy
 from running import Disk, Killed, contents, result, start, steps, stop, stopped_after
 from training_cases import one_step
 
-from planar_vae_jax.runs import fit, signals
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import fit
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.checkpoints import read_checkpoint
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import RunError
 from planar_vae_jax.train import loop as training
 
 pytestmark = pytest.mark.usefixtures("one_step_at_a_time")

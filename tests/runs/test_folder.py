@@ -10,8 +10,8 @@ import toy
 from running import Killed, contents, start, steps
 
 from planar_vae_jax.runs import folder
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import RunError
 
 pytestmark = pytest.mark.usefixtures("one_step_at_a_time")
 

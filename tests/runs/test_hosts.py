@@ -13,7 +13,7 @@ import pytest
 from running import start
 from test_devices import numbers
 
-from planar_vae_jax.runs import hosts
+from planar_vae_jax.runs import _hosts as hosts
 from planar_vae_jax.runs.config import UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ import toy
 from running import OneStep, start, steps, stop
 
 from planar_vae_jax.runs import fit
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.checkpoints import Checkpoints, read_checkpoint
-from planar_vae_jax.runs.files import RunError
 
 pytestmark = pytest.mark.usefixtures("one_step_at_a_time")
 

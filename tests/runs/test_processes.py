@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running import contents, result, start
 
-from planar_vae_jax.runs import files
+from planar_vae_jax.runs import _files as files
 from planar_vae_jax.runs.config import UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,9 @@ import toy
 from running import Disk, Killed, OneStep, steps, stopped_after
 from seeds import SEEDS, assert_seed_is_as_alone, start, timeless, train, train_alone
 
-from planar_vae_jax.runs import fit, signals
-from planar_vae_jax.runs.files import RunError
+from planar_vae_jax.runs import _signals as signals
+from planar_vae_jax.runs import fit
+from planar_vae_jax.runs._files import RunError
 
 pytestmark = pytest.mark.usefixtures("one_step_at_a_time")
 

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import UsageError
-from planar_vae_jax.runs.files import RunError
 
 _JOIN_SECONDS = 300  # within which all processes must have started
 
