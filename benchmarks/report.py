@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from planar_vae_jax.runs import finite, replacing, write_json
+from planar_vae_jax.runs import replacing, write_json
 from planar_vae_jax.runs.config import UsageError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "flowjax", "equinox", "normflows", "pyro-ppl", "torch", "schedulefree")
@@ -38,7 +38,7 @@ class Results:
 
     def write(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json`` and replaces an earlier one."""
-        write_json(self.workdir / "summary.json", finite(summary))
+        write_json(self.workdir / "summary.json", summary)
 
     def finish(self, summary: dict[str, Any], name: str, figure: Figure) -> None:
         """Writes ``summary.json`` and the figure, and prints where they are."""

@@ -247,8 +247,8 @@ def draw_loss(run: RunFolder, lines: list[dict[str, float]], setting: str) -> No
 
 
 # One object for the same arguments: runs in one process share what is compiled.
-shared_target = functools.cache(get_target)
-shared_loss, shared_optimizer = functools.cache(make_loss), functools.cache(adam)
+shared_target = functools.lru_cache(2)(get_target)
+shared_loss, shared_optimizer = functools.lru_cache(2)(make_loss), functools.lru_cache(2)(adam)
 
 
 if __name__ == "__main__":

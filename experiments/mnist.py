@@ -45,7 +45,7 @@ TITLE = ("flows", "amortized", "h", "encoder", "layers", "posterior", "likelihoo
 SUMMARY = ("flows", "seed", "objective", "train_samples", "amortized", "likelihood", "posterior", "encoder", "classes")
 SUMMARY += ("nll_samples", "patience", "binarization")  # type: ignore[assignment]
 # One object for the same arguments, so that runs in one process share their programs; those of older runs are released.
-shared_loss, shared_optimizer = functools.lru_cache(4)(vae_loss), functools.lru_cache(4)(make_optimizer)
+shared_loss, shared_optimizer = functools.lru_cache(2)(vae_loss), functools.lru_cache(2)(make_optimizer)
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ _averaged = jax.jit(optimizers.averaged_params)
 _evaluated = jax.jit(optimizers.evaluation_params)
 
 
-@functools.lru_cache(maxsize=4)  # the programs of older losses and optimisers are released
+@functools.lru_cache(maxsize=2)  # the programs of older losses and optimisers are released
 def _compiled_steps(loss: loop.Loss, optimizer: optax.GradientTransformation, seeds: bool) -> Callable[..., Any]:
     """``loop.train_steps`` of this loss and optimiser; of several seeds, which are split over the devices of a mesh."""
     if not seeds:

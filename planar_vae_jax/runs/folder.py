@@ -314,15 +314,6 @@ def open_run(
         run._release()
 
 
-def is_finished(config: RunFlags, experiment: str, data: dict[str, Any] | None = None) -> bool:
-    """Whether a run has nothing left to do; writes and prints nothing.
-
-    Raises:
-        UsageError: the folder holds another run.
-    """
-    return RunFolder(config, experiment, data, one_device()).finished
-
-
 # --- What config.json says
 
 
