@@ -24,7 +24,7 @@ from planar_vae_jax.data import Dataset, choose_images, is_binary, load_images
 from planar_vae_jax.runs.config import UsageError, as_json, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, say, warn
 from planar_vae_jax.runs.folder import RunFolder, open_run
-from planar_vae_jax.runs.sweep import Together, check_one_process, sweep
+from planar_vae_jax.runs.sweep import Together, check_one_process, combinations, sweep
 
 THREEFRY = "threefry2x32"  # under vmap the other generators draw for all seeds by the key of the first
 # Flags that a title expresses in words, or that the name of the data set implies.
@@ -67,6 +67,9 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
     validation = 0 if config.each_class else config.validation
     whole = load_images(config.dataset, config.data_dir, config.classes, validation, notes.append)
     images = by_class(config, whole[0]) if config.each_class else {config.classes: whole}
+
+    for classes, (data, _) in images.items():
+        check_data(config, classes, data)
 
     with open_run(config, "flow_length", whole[1]) as folder:
         if folder.finished:
@@ -127,40 +130,61 @@ def by_class(config: Config, data: Dataset) -> dict[tuple[int, ...] | None, Imag
     return {(label,): choose_images(data, (label,), config.validation) for label in labels}
 
 
-def of_a_run(config: Config) -> mnist.Config:
+def of_a_run(config: Config, workdir: str | None = None) -> mnist.Config:
     """The flags of ``experiments.mnist`` for the first length."""
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(mnist.Config)}
-    return mnist.Config(**given | {"flows": config.lengths[0]})
+    return mnist.Config(**given | {"flows": config.lengths[0], "workdir": workdir})
+
+
+def varied(config: Config, classes: tuple[int, ...] | None) -> dict[str, Sequence[Any]]:
+    """The flags in which the runs differ, and their values."""
+    over: dict[str, Sequence[Any]] = {"flows": config.lengths, "seed": range(config.seed, config.seed + config.seeds)}
+    return {"classes": (classes,), **over} if config.each_class else over
+
+
+def completed(one: mnist.Config, data: Dataset) -> mnist.Config:
+    """The checked flags of a run, with the defaults that depend on the data."""
+    one = replace(one, amortized=one.amortized and one.flows > 0)  # K = 0 belongs to an amortised sweep too
+    mnist.check_flags(one)
+    return mnist.with_defaults(one, data)
+
+
+def check_data(config: Config, classes: tuple[int, ...] | None, data: Dataset) -> None:
+    """Checks the flags of every run against the images; nothing is written."""
+    combinations(of_a_run(config, "."), varied(config, classes), lambda one: completed(one, data))
+    if config.together == "yes" and (data.x_valid is not None or mnist.on_host(config, data)):
+        raise UsageError(
+            "--together=yes needs images on the device and no validation images, as each seed would have its own best "
+            "checkpoint; leave --validation, --patience and --images=host away, or take --together=no"
+        )
 
 
 def train(
     config: Config, folder: RunFolder, images: Mapping[tuple[int, ...] | None, Images], pictures: bool
 ) -> list[Result]:
     """Trains the models of every class, length and seed."""
-    seeds = range(config.seed, config.seed + config.seeds)
-    base = replace(of_a_run(config), workdir=str(folder.workdir))
+    base = of_a_run(config, str(folder.workdir))
+    devices = mnist.run_devices(base)
+    for classes, (data, identity) in images.items():  # a folder that holds another run is refused before any run begins
+        for _, one in combinations(base, varied(config, classes), lambda one, data=data: completed(one, data)):
+            RunFolder(one, "mnist", identity, devices)
     folder.go_on(0.0, None)
     results: list[Result] = []
     for classes, (data, identity) in images.items():
 
         def complete(one: mnist.Config, data: Dataset = data) -> mnist.Config:
-            one = replace(one, amortized=one.amortized and one.flows > 0)  # K = 0 belongs to an amortised sweep too
-            mnist.check_flags(one)
-            return mnist.with_defaults(one, data)
+            return completed(one, data)
 
         def run(one: mnist.Config, of: Images = (data, identity)) -> Summary:
             return mnist.train(one, *of, pictures=pictures)
 
         def start(one: mnist.Config, data: Dataset = data) -> dict[str, Any]:
-            return mnist.start(one, data, mnist.place(one, data), mnist.run_devices(one))
+            return mnist.start(one, data, mnist.place(one, data), devices)
 
-        over: dict[str, Sequence[Any]] = {"flows": config.lengths, "seed": seeds}
-        if config.each_class:
-            over = {"classes": (classes,), **over}
         together = None
         if config.together == "yes" and config.seeds > 1:
-            together = Together("mnist", identity, mnist.run_devices(base), start)
-        results += sweep(base, over, run, complete=complete, together=together)
+            together = Together("mnist", identity, devices, start)
+        results += sweep(base, varied(config, classes), run, complete=complete, together=together)
     return results
 
 

@@ -212,15 +212,20 @@ def run_devices(config: Config) -> Devices:
     )
 
 
+def on_host(config: Config, data: Dataset) -> bool:
+    """Whether the images stay on the host; by default those that are mapped from npy files do."""
+    return (config.images or ("host" if isinstance(data.x_train, np.memmap) else "device")) == "host"
+
+
 def place(config: Config, data: Dataset) -> Splits:
-    """The images as they are trained on and evaluated; ``--images=host`` leaves them on the host."""
-    on_host = (config.images or ("host" if isinstance(data.x_train, np.memmap) else "device")) == "host"
+    """The images as they are trained on and evaluated, on the devices or on the host (``--images``)."""
+    host = on_host(config, data)
 
     def evaluated(x: Any, index: Any, split: str) -> Any:
-        return evaluation.evaluated_images(x, index, split, config.binarization, on_host=on_host)
+        return evaluation.evaluated_images(x, index, split, config.binarization, on_host=host)
 
     return Splits(
-        evaluation.training_images(data.x_train, data.train_index, config.binarization, on_host=on_host),
+        evaluation.training_images(data.x_train, data.train_index, config.binarization, on_host=host),
         evaluated(data.x_test, data.test_index, "test"),
         None if data.x_valid is None else evaluated(data.x_valid, data.valid_index, "valid"),
     )

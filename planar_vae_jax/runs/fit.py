@@ -276,6 +276,8 @@ def _shown(line: Line, show: Sequence[str]) -> dict[str, float | None]:
 _init_state = jax.jit(loop.init_state, static_argnums=1)
 _averaged = jax.jit(optimizers.averaged_params)
 _evaluated = jax.jit(optimizers.evaluation_params)
+_averaged_of_seeds = jax.jit(jax.vmap(optimizers.averaged_params))  # Optax's average has a scalar for each seed
+_evaluated_of_seeds = jax.jit(jax.vmap(optimizers.evaluation_params))
 
 
 @functools.lru_cache(maxsize=2)  # the programs of older losses and optimisers are released
@@ -392,11 +394,12 @@ class _Training:
 
     def evaluated(self) -> Any:
         """The parameters to evaluate."""
-        return _evaluated(self.state)
+        return (_evaluated_of_seeds if self.seeds else _evaluated)(self.state)
 
     def tree(self) -> dict[str, Any]:
         """What a checkpoint holds: all that the rest is computed from, and the parameters to evaluate if averaged."""
-        return {"state": self.state, "info": self.info, "key": self.key, "average": _averaged(self.state)}
+        average = (_averaged_of_seeds if self.seeds else _averaged)(self.state)
+        return {"state": self.state, "info": self.info, "key": self.key, "average": average}
 
     def begin_or_resume(self, report: Report) -> None:
         """Starts from the newest whole checkpoint, if there is one; lines of metrics after it are cut off."""

@@ -53,10 +53,10 @@ def images_to_train_on(images, tmp_path_factory):
     return path
 
 
-def start(name, images, workdir, *flags):
+def start(name, images, workdir, *flags, pictures=False):
     if name == "density":
         return density.main([*DENSITY, f"--workdir={workdir}", *flags])
-    return mnist.main([*MNIST, f"--dataset={images}", f"--workdir={workdir}", *flags])
+    return mnist.main([*MNIST, f"--dataset={images}", f"--workdir={workdir}", *flags], pictures=pictures)
 
 
 def timeless(line):
@@ -91,13 +91,13 @@ def stopped_after(calls, monkeypatch):
     ],
 )
 def test_a_run_stopped_by_signals_ends_as_the_run_in_one_go(images, tmp_path, monkeypatch, name, flags):
-    start(name, images, tmp_path / "whole", *flags)
+    start(name, images, tmp_path / "whole", *flags, pictures=True)
     for calls in (1, 3, 2):
         with monkeypatch.context() as patch:
             stopped_after(calls, patch)
             with pytest.raises(signals.Stopped):
                 start(name, images, tmp_path / "run", *flags)
-    start(name, images, tmp_path / "run", *flags)
+    start(name, images, tmp_path / "run", *flags, pictures=True)
     assert result(tmp_path / "run") == result(tmp_path / "whole")
     assert result(tmp_path / "run")["figures"]
 
@@ -118,13 +118,13 @@ def figures(workdir):
 def test_eval_only_with_other_importance_samples_changes_the_nll_alone(images_to_train_on, tmp_path):
     start("mnist", images_to_train_on, tmp_path, "--validation=0")
     before = figures(tmp_path)
-    mnist.main([f"--workdir={tmp_path}", "--eval_only", "--nll_samples=40"])
+    mnist.main([f"--workdir={tmp_path}", "--eval_only", "--nll_samples=40"], pictures=False)
     (folder,) = (path for path in tmp_path.iterdir() if path.name.startswith("epoch-"))
     after = figures(folder)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"nll", "nll_se", "effective_sample_size", "effective_sample_size_se"}
     with pytest.raises((UsageError, RunError), match="--validation"):
-        mnist.main([f"--workdir={tmp_path}", "--eval_only", "--checkpoint=best"])
+        mnist.main([f"--workdir={tmp_path}", "--eval_only", "--checkpoint=best"], pictures=False)
 
 
 def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
@@ -134,7 +134,7 @@ def test_the_best_checkpoint_is_chosen_by_validation_images(images, tmp_path):
     best = 1 + int(np.argmin([line["validation_loss"] for line in lines]))
     assert best < len(lines)
     assert not any("test" in name for line in lines for name in line)
-    mnist.main([f"--workdir={tmp_path}", "--eval_only", "--checkpoint=best"])
+    mnist.main([f"--workdir={tmp_path}", "--eval_only", "--checkpoint=best"], pictures=False)
     assert figures(tmp_path / f"epoch-{best}")["free_energy"] != figures(tmp_path)["free_energy"]
 
 
@@ -150,7 +150,7 @@ def test_early_stopping_reports_the_best_checkpoint_and_is_resumed_only_with_mor
     assert best.step == found["best_epoch"] * 4
     with np.load(images) as arrays:
         test = evaluation.fixed_images(arrays["x_test"], np.arange(30), "test", "none")
-    figures = evaluation.evaluate(best.vae, best.params, test, nll_samples=4)
+    figures = evaluation.evaluate(best.model, test, nll_samples=4)
     assert float(np.mean(figures.squared_error)) == pytest.approx(found["test"]["squared_error"], rel=1e-5)
     start("mnist", images, tmp_path, *flags, "--patience=4")
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
@@ -166,7 +166,11 @@ def test_killed_processes_are_resumed_and_compile_nothing_again(images, tmp_path
     }
 
     def process():
-        command = [sys.executable, "-m", "experiments.mnist", *MNIST, f"--dataset={images}"]
+        program = (
+            "from experiments import mnist; from planar_vae_jax.runs.console import run_main; "
+            "run_main(lambda argv: mnist.main(argv, pictures=False))"
+        )
+        command = [sys.executable, "-c", program, *MNIST, f"--dataset={images}"]
         command += [f"--workdir={tmp_path / 'run'}", "--epochs=20000"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)

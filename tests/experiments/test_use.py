@@ -107,7 +107,7 @@ def test_a_file_that_is_there_is_not_overwritten(start, place):
 
 def test_a_bucket_is_no_folder(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"--output must be a folder of this machine; got gs://bucket/use"):
+    with pytest.raises(UsageError, match=r"--output must be a folder of this machine; got 'gs://bucket/use'"):
         use.main([f"--workdir={place / 'run'}", "--samples=4", "--output=gs://bucket/use"])
     assert not list(tmp_path.iterdir())
 
@@ -128,7 +128,7 @@ def test_the_gap(start, capsys):
 def test_a_run_with_patience_is_used_at_its_best_checkpoint(start, monkeypatch):
     asked, load = [], use.load_run
 
-    def load_run(workdir, checkpoint):
+    def load_run(workdir, checkpoint, build):
         asked.append(checkpoint)
         run = load(workdir)
         return dataclasses.replace(run, config={**run.config, "patience": 2})
