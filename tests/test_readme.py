@@ -1,18 +1,24 @@
 """What README and docs show runs as it stands."""
 
+import importlib
 import importlib.metadata
+import itertools
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from running import stopped_after
 
-from experiments import mnist
+from experiments import mnist, use
+from planar_vae_jax import load_run
+from planar_vae_jax.analysis import evaluate, fixed_images, means
 from planar_vae_jax.runs._signals import Stopped
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +46,7 @@ def test_every_program_of_the_readme_runs(folder, block):
     if "load_run(" in block:
         tiny = ["--epochs=1", "--hidden=8", "--latent=2", "--batch_size=16", "--nll_samples=2", "--dataset=images.npz"]
         with stopped_after(1), pytest.raises(Stopped):  # at its end, before its figures
-            mnist.main(["--flows=5", *tiny, "--workdir=runs/mnist-flows=5-seed=0"])
+            mnist.main(["--flows=5", *tiny, "--workdir=runs/mnist-flows=5-seed=0"], pictures=False)
     names = {}
     exec(compile(block, "README.md", "exec"), names)
     for name, shape in {"samples": (64, 28, 28), "pictures": (8, 28, 28), "nats": (8,), "zK": (1000, 2)}.items():
@@ -50,30 +56,50 @@ def test_every_program_of_the_readme_runs(folder, block):
         assert losses[-1].mean() < losses[0].mean()
 
 
-def test_the_readme_shows_a_vae_a_density_the_map_and_a_trained_model():
-    assert len(README) == 4
-    vae, density = (
-        [line for line in block.splitlines() if line.strip() and not line.startswith(("import", "from"))]
-        for block in README[:2]
-    )
-    assert len(vae) <= 20
-    assert len(density) <= 15
+def test_the_experiment_of_ones_own_trains_is_used_and_goes_on(tmp_path, monkeypatch, capsys):
+    (program,) = (block for block in blocks("docs/experiment.md") if "def main(" in block)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own.py").write_text(program)
+    generator, labels = np.random.default_rng(0), np.arange(96) % 3
+    images = generator.integers(0, 256, (96, 8, 8), np.uint8)
+    np.savez("images.npz", x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+    flags = ["--dataset=images.npz", "--features=8", "--workdir=runs"]
+    own = importlib.import_module("own")
+    try:
+        own.main([*flags, "--epochs=2"])
+        table = capsys.readouterr().out
+        for flows, seed in itertools.product((0, 5), (0, 1)):
+            name = f"flows={flows}-seed={seed}"
+            assert re.search(rf"^{name} +\d", table, re.MULTILINE)
+            summary = json.loads(Path("runs", name, "summary.json").read_text())
+            assert summary["epochs"] == 2
+            assert set(summary["by"]) == {"0", "1", "2"}
+        run = load_run("runs/flows=5-seed=0", build=own.build)
+        figures = means(evaluate(run.model, fixed_images(images[:9], np.arange(9), "test", "dynamic"), nll_samples=32))
+        assert figures["nll"] == json.loads(Path("runs/flows=5-seed=0/summary.json").read_text())["nll"]
+        assert run.sample(jax.random.key(0), 8).shape == (8, 8, 8)
 
+        use.main(["--workdir=runs/flows=5-seed=0", "--build=own.py:build", "--scores=images.npz", "--nll_samples=32"])
+        scores = json.loads(Path("runs/flows=5-seed=0/use/scores.json").read_text())
+        assert (scores["images"], scores["nll"]) == (9, figures["nll"])
+        use.main(["--workdir=runs/flows=5-seed=0", "--build=own.py:build", "--interpolate=0,1"])
+        assert Path("runs/flows=5-seed=0/use/interpolation.png").exists()
 
-def test_the_experiment_of_ones_own_runs_and_goes_on(folder):
-    (program,) = blocks("docs/experiment.md")
-    names = {"__name__": "beta_vae", "__doc__": "A beta-VAE."}
-    exec(compile(program, "beta_vae.py", "exec"), names)
-    for epochs in (1, 2):
-        names["main"](["--dataset=images.npz", f"--epochs={epochs}", "--workdir=run"])
-    assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (folder / "run" / "samples.png").exists()
+        capsys.readouterr()
+        own.main([*flags, "--epochs=2"])
+        assert capsys.readouterr().out.count("is finished") == 4
+        own.main([*flags, "--epochs=3"])
+        assert capsys.readouterr().out.count("after epoch 2") == 4
+    finally:
+        del sys.modules["own"]
+    assert len(Path("runs/flows=0-seed=1/metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_plain_installation_brings_the_core_alone():
     """And of what that needs, no pyarrow."""
     waiting = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert {Requirement(one).name for one in waiting} == {"jax", "jaxlib", "numpy", "flax", "optax"}
+    assert {Requirement(one).name for one in waiting} == {"jax", "jaxlib", "jaxtyping", "numpy", "flax", "optax"}
     needed = set()
     while waiting:
         one = Requirement(waiting.pop())
