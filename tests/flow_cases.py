@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import draw
 from exact import EXACT_NONLINEARITIES, exact_flow, exactly, from_exact, to_exact
+from helpers import draw
 
 from planar_vae_jax import Planar, planar_flow
 

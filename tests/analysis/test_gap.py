@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import draw
+from helpers import draw
 from vae_models import drawn
 
 from planar_vae_jax import PlanarFlow

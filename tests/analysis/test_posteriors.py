@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import draw
 from flax import nnx
+from helpers import draw
 
 from planar_vae_jax import PlanarFlow
 from planar_vae_jax.vae.model import VAE, _strictly_lower

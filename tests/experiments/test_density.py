@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import precision
+from helpers import precision
 
 from experiments import density
 from planar_vae_jax import Planar, PlanarFlow, plotting

@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import precision
+from helpers import precision
 from image_runs import TINY, write_bars
 
 from experiments import mnist

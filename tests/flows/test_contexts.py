@@ -13,7 +13,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw
+from helpers import assert_trees_close, draw
 
 from planar_vae_jax import Planar, PlanarFlow, inverse_planar_flow, planar_flow
 

@@ -9,8 +9,8 @@ from statistics import NormalDist
 import jax
 import numpy as np
 import pytest
-from conftest import grid
 from exact import exactly, to_exact
+from helpers import grid
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw, stack
 from flow_cases import METHODS, compiled_with_gradients, each_h, each_method, exact_gradients, with_gradients
+from helpers import assert_trees_close, draw, stack
 
 from planar_vae_jax import Planar, planar_flow
 

@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw, precision, stack
 from exact import exactly, to_exact
 from flow_cases import (
     METHODS,
@@ -25,6 +24,7 @@ from flow_cases import (
     with_gradients,
     with_jacobian,
 )
+from helpers import assert_trees_close, draw, precision, stack
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -6,8 +6,8 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import draw, grid, precision, stack
 from flow_cases import compiled, each_h, exact_values, with_jacobian
+from helpers import draw, grid, precision, stack
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

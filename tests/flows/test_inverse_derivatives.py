@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw
 from exact import EXACT_NONLINEARITIES
 from flow_cases import each_h
+from helpers import assert_trees_close, draw
 from inverse_cases import amplification, draws, each_shape, inverse, jacobians
 
 from planar_vae_jax import Planar, inverse_planar_flow, planar_flow

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw
 from flow_cases import objective
+from helpers import assert_trees_close, draw
 
 from planar_vae_jax import Planar
 from planar_vae_jax.flows import _xla

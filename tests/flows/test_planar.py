@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw, precision
+from helpers import assert_trees_close, draw, precision
 
 from planar_vae_jax import Planar, init_planar, inverse_planar_flow, planar_flow
 from planar_vae_jax.flows import _xla

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, draw, grid, stack
+from helpers import assert_trees_close, draw, grid, stack
 
 from planar_vae_jax import Planar, PlanarFlow, planar_flow
 from planar_vae_jax.flows.distribution import _normal_log_prob as normal_log_prob

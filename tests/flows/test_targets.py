@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import grid
+from helpers import grid
 
 from planar_vae_jax.flows import targets
 from planar_vae_jax.flows.targets import TARGETS

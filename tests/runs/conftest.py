@@ -8,11 +8,6 @@ from running import OneStep, result, start, stop
 from planar_vae_jax.runs import fit
 
 
-@pytest.fixture(scope="session")
-def undrawn():
-    """Nothing: the tests of runs start no experiment that draws."""
-
-
 @pytest.fixture
 def one_step_at_a_time(monkeypatch):
     """Each call of the compiled steps takes one step, so that a run can be stopped after each."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import precision
+from helpers import precision
 
 from planar_vae_jax.vae.binarization import BINARIZATIONS, bernoulli_pixels, binarize, binarize_each
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close
 from flax import nnx
+from helpers import assert_trees_close
 from vae_models import drawn, named
 
 from planar_vae_jax.vae.conv import Convolution, Doubling, Gated, Halving
