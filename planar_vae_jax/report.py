@@ -187,7 +187,7 @@ def binarization_note(binarization: str, binary: bool) -> str | None:
         "static": "each pixel of a grey image is drawn as 0 or 1, once",
         "threshold": "grey levels of at least 128 are 1, the others 0",
     }
-    return f"{ways[binarization]} ({binarization})"
+    return f"{ways[binarization]} (--binarization={binarization})"
 
 
 def _pixels(binarization: str, channels: int, likelihood: str, objective: str, binary: bool) -> str:
