@@ -80,7 +80,7 @@ def test_without_a_terminal_each_update_is_a_line(capsys):
 def run_main(monkeypatch):
     """``run_main`` without what it changes in the whole process: the handling of signals, the cache of programs."""
     for name in ("install", "ignore"):
-        monkeypatch.setattr(console.signals, name, lambda: None)
+        monkeypatch.setattr(console._signals, name, lambda: None)
     monkeypatch.setattr(console, "_keep_programs", lambda: None)
     return console.run_main
 
