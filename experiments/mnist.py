@@ -73,10 +73,12 @@ class Config(DeviceFlags):
     )
     likelihood: str = flag(
         "bernoulli",
-        "of binary pixels; logistic: discretised, of uint8 ones; gaussian: a density; both with a scale a pixel",
+        f"p(x|z); what its nats are of: {', '.join(f'{k}: {v.measures}' for k, v in LIKELIHOODS.items())}",
         choices=tuple(LIKELIHOODS),
     )
-    posterior: str = flag("diagonal", "covariance of q_0; full: a Cholesky factor", choices=tuple(POSTERIORS))
+    posterior: str = flag(
+        "diagonal", "q(z|x); diagonal, full: covariance of a normal before the layers", choices=tuple(POSTERIORS)
+    )
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1, at_most=100_000)

@@ -28,7 +28,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from planar_vae_jax import load_run, plotting
+from planar_vae_jax import PlanarFlow, load_run, plotting
 from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summarise
 from planar_vae_jax.data import DataError, Dataset, load_images, read_images
@@ -197,6 +197,9 @@ def check_gap(run: Run, count: int, data: Dataset) -> None:
     """Whether there is a gap to be found."""
     if count > len(data.x_test):
         raise UsageError(f"--gap must be at most the {len(data.x_test)} test images of {data.name}; got {count}")
+    posterior = evaluation.abstract_posterior(run.model, run.image_shape)
+    if not isinstance(posterior, PlanarFlow):
+        raise UsageError(f"--gap needs a model whose posterior is a PlanarFlow; got {type(posterior).__name__}")
     if run.config.get("objective") == "reconstruction":
         raise UsageError("--gap needs a run that minimised a free energy; got one of --objective=reconstruction")
 

@@ -28,7 +28,7 @@ from flax import nnx
 from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.analysis.evaluation import BATCH, Images
 from planar_vae_jax.vae import objectives
-from planar_vae_jax.vae.likelihoods import Bernoulli
+from planar_vae_jax.vae.likelihoods import default_binarization
 from planar_vae_jax.vae.model import VAE
 from planar_vae_jax.vae.objectives import Model
 
@@ -204,7 +204,7 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest", build:
 
     Returns:
         The run. Its binarisation is the flag ``binarization``; for a run without this flag it is ``"dynamic"`` if the
-        likelihood is a Bernoulli, and otherwise ``"none"``.
+        likelihood is of binary pixels, and otherwise ``"none"``.
 
     Raises:
         ValueError: if the folder is not that of such a run, or its parameters are not those of the model.
@@ -226,8 +226,8 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest", build:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a run ({error})") from None
     model, step = _read_model(folder, checkpoint, like)
-    dynamic = isinstance(model.likelihood, Bernoulli)
-    return Run(flags, model, step, flags.get("binarization") or ("dynamic" if dynamic else "none"), image_shape)
+    binarization = flags.get("binarization") or default_binarization(model.likelihood, flags.get("objective", "elbo"))
+    return Run(flags, model, step, binarization, image_shape)
 
 
 def model_from_flags(flags: Mapping[str, Any], image_shape: tuple[int, ...], key: jax.Array | None = None) -> VAE:
@@ -266,7 +266,10 @@ def _read_config(folder: Path, wanted: str | None) -> dict[str, Any]:
         raise ValueError(f"{path} is of another version of planar_vae_jax (layout {layout}; this version: {LAYOUT})")
     if wanted is not None and experiment != wanted:
         inside = "; its runs lie in flows=K-seed=S inside" if experiment == "flow_length" else ""
-        hint = inside or ", which needs build=a function of its flags that makes its model"
+        hint = (
+            inside
+            or ", whose model is made by a function of its flags: build=FUNCTION here, --build=FILE.py:FUNCTION for experiments.use"
+        )
         raise ValueError(f"{folder} must be a run of experiments.{wanted}; it is one of experiments.{experiment}{hint}")
     if not isinstance(stored.get("data"), dict) or not stored["data"].get("image_shape"):
         raise ValueError(f"{path} does not say the shape of the images that the run was trained on")

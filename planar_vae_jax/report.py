@@ -165,7 +165,7 @@ def describe(
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
         _pixels(binarization, channels, likelihood, objective, binary),
         *(["gated convolutions"] if encoder == "conv" else ["two hidden layers"] if layers == 2 else []),
-        *(["full covariance"] if posterior == "full" else []),
+        *({"diagonal": [], "full": ["full covariance"]}.get(posterior, [f"{posterior} posterior"])),
         f"K = {flows}{' amortised' if amortized else ''}{f' {h}' if h != 'tanh' else ''}",
         *({"reconstruction": ["squared error, no KL"], "iwae": ["importance-weighted"]}.get(objective, [])),
         f"{epochs} epoch{'' if epochs == 1 else 's'}",

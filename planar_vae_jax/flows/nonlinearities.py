@@ -67,6 +67,6 @@ def check_nonlinearity(h: str) -> None:
     """Raises a ValueError that lists the known names unless ``h`` is one of them."""
     if h not in NONLINEARITIES:
         raise ValueError(
-            f"h must be one of {', '.join(NONLINEARITIES)} (strictly increasing with slope in (0, 1]: "
+            f"h must be one of {', '.join(NONLINEARITIES)} (odd, slope in (0, 1] and 1 at 0, |h| < 1: "
             f"only then does w.u_hat > -1 make every layer invertible); got {h!r}"
         )

@@ -537,9 +537,13 @@ def _warm_start(workdir: str, params: Any, seeds: int | None) -> Any:
     """The newest parameters of another run (``--init_from``), as a tree like ``params``; the same for each seed."""
     like = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), params) if seeds else params
     try:
-        found = fill_params(read_checkpoint(Path(workdir).expanduser() / "checkpoints", warn=warn).leaves, like)
-    except (CheckpointError, ValueError) as error:
+        stored = read_checkpoint(Path(workdir).expanduser() / "checkpoints", warn=warn)
+        found = fill_params(stored.leaves, like)
+    except CheckpointError as error:
         raise UsageError(f"--init_from={workdir}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"--init_from={workdir} holds another model: {error}") from error
+    say(f"starting from the parameters of {workdir} at step {stored.step}")
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (seeds, *leaf.shape)), found) if seeds else found
 
 

@@ -8,6 +8,7 @@ with open_run(config, "mnist", identity) as run:    # compares flags and data, l
     run.finish(summary)
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
@@ -188,6 +189,15 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
+    def _forget(self) -> None:
+        """Removes what a new run has written if a mistake ended it before it trained: its flags may be corrected."""
+        trained = ("checkpoints", "metrics.jsonl", "failed")
+        if self.new and self._lock is not None and not any((self.workdir / name).exists() for name in trained):
+            (self.workdir / "config.json").unlink(missing_ok=True)
+            (self.workdir / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds other files
+                self.workdir.rmdir()
+
     def _stored_run(self) -> dict[str, Any] | None:
         config = self.config
         stored = read_config(self.workdir)
@@ -310,6 +320,9 @@ def open_run(
         run._open()
         with _signals.time_limit(config.max_seconds):
             yield run
+    except (UsageError, ValueError, TypeError):
+        run._forget()
+        raise
     finally:
         run._release()
 

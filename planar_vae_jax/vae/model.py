@@ -41,7 +41,10 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Posterior(Protocol):
-    """``q(z|x)`` of a batch of images, as a map from standard normal noise. :class:`PlanarFlow` is one."""
+    """``q(z|x)`` of a batch of images, as a map from standard normal noise. :class:`PlanarFlow` is one.
+
+    It is a pytree of floating-point arrays (``jax.tree_util.register_dataclass``), as it leaves compiled functions.
+    """
 
     @property
     def mean(self) -> jax.Array:
@@ -179,6 +182,8 @@ class VAE(nnx.Module):
 
     def __init__(self, encoder: Any, posterior: Any, decoder: Any, likelihood: Likelihood):
         parts = {"encoder": encoder, "posterior": posterior, "decoder": decoder, "likelihood": likelihood}
+        if isinstance(likelihood, str | type):
+            raise ValueError(f"likelihood must be an object, such as Bernoulli(); got {likelihood!r}")
         for name, part in parts.items():
             _check_parameters(name, part)
         self.encoder, self.posterior, self.decoder, self.likelihood = parts.values()

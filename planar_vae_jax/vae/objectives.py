@@ -149,12 +149,22 @@ def terms(model: Model, posterior: Posterior, images: Float[Array, "..."], noise
     zK, log_q0, log_det = posterior.transform(noise)
     images, parameters = _pixels(model, images, zK)
     mean = model.likelihood.mean(parameters)
+    if mean.shape[-1] != images.shape[-1]:
+        raise ValueError(
+            f"decoder must return parameters for the {images.shape[-1]} pixels of an image; got {mean.shape[-1]}"
+        )
     images = jnp.broadcast_to(images, mean.shape)
+    log_likelihood = model.likelihood.log_prob(images, parameters)
+    if log_likelihood.shape != log_q0.shape:
+        raise ValueError(
+            f"likelihood.log_prob must return one number for each image, {list(log_q0.shape)}; got "
+            f"{list(log_likelihood.shape)} (a sum over pixels may be missing)"
+        )
     return Terms(
         log_q0=log_q0,
         log_det=log_det,
         log_prior=standard_normal_log_prob(zK),
-        log_likelihood=model.likelihood.log_prob(images, parameters),
+        log_likelihood=log_likelihood,
         squared_error=jnp.sum(jnp.square(images - mean), -1),
     )
 
