@@ -12,6 +12,7 @@ The same command resumes a sweep that was stopped; with more lengths or seeds it
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -166,14 +167,12 @@ def train(
     base = of_a_run(config, str(folder.workdir))
     devices = mnist.run_devices(base)
     for classes, (data, identity) in images.items():  # a folder that holds another run is refused before any run begins
-        for _, one in combinations(base, varied(config, classes), lambda one, data=data: completed(one, data)):
+        for _, one in combinations(base, varied(config, classes), functools.partial(completed, data=data)):
             RunFolder(one, "mnist", identity, devices)
     folder.go_on(0.0, None)
     results: list[Result] = []
     for classes, (data, identity) in images.items():
-
-        def complete(one: mnist.Config, data: Dataset = data) -> mnist.Config:
-            return completed(one, data)
+        complete = functools.partial(completed, data=data)
 
         def run(one: mnist.Config, of: Images = (data, identity)) -> Summary:
             return mnist.train(one, *of, pictures=pictures)

@@ -266,10 +266,7 @@ def _read_config(folder: Path, wanted: str | None) -> dict[str, Any]:
         raise ValueError(f"{path} is of another version of planar_vae_jax (layout {layout}; this version: {LAYOUT})")
     if wanted is not None and experiment != wanted:
         inside = "; its runs lie in flows=K-seed=S inside" if experiment == "flow_length" else ""
-        hint = (
-            inside
-            or ", whose model is made by a function of its flags: build=FUNCTION here, --build=FILE.py:FUNCTION for experiments.use"
-        )
+        hint = inside or ", which needs build=FUNCTION (--build=FILE.py:FUNCTION of experiments.use)"
         raise ValueError(f"{folder} must be a run of experiments.{wanted}; it is one of experiments.{experiment}{hint}")
     if not isinstance(stored.get("data"), dict) or not stored["data"].get("image_shape"):
         raise ValueError(f"{path} does not say the shape of the images that the run was trained on")
