@@ -274,7 +274,7 @@ def test_with_64_bit_types_on_both_widths_run(x64, dtype, amortized):
         ({"flow_length": -1}, ["flow_length", "at least 0", "-1"]),
         ({"flow_length": 0, "amortized": True}, ["flow_length", "at least 1", "amortized"]),
         ({"layers": 3}, ["layers", "1, 2", "3"]),
-        ({"posterior": "banded"}, ["covariance", "full", "'banded'"]),
+        ({"posterior": "banded"}, ["posterior", "full", "'banded'"]),
         ({"likelihood": "poisson"}, ["likelihood", "logistic", "'poisson'"]),
         ({"precision": "int8"}, ["precision", "float32, bfloat16", "'int8'"]),
     ],
