@@ -218,6 +218,7 @@ def test_a_sweep_stopped_by_a_signal_in_a_run_ends_as_the_sweep_in_one_go(images
     assert result(tmp_path) == result(swept)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on(images, swept, tmp_path):
     program = "import sys; from experiments import flow_length; flow_length.main(sys.argv[1:], pictures=False)"
     command = [sys.executable, "-c", program]

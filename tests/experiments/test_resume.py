@@ -156,6 +156,7 @@ def test_early_stopping_reports_the_best_checkpoint_and_is_resumed_only_with_mor
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] >= found["epochs"] + 2
 
 
+@pytest.mark.slow
 def test_killed_processes_are_resumed_and_compile_nothing_again(images, tmp_path):
     cache = tmp_path / "cache"
     environment = {
