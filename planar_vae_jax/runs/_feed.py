@@ -1,4 +1,4 @@
-"""What the steps of an epoch are given: examples that are whole on the devices, or a chunk of them at a time.
+"""Gives the steps of an epoch their examples: all of them on the devices, or one chunk at a time from the host.
 
 The batch of a step is ``data[order[step]]`` either way. A chunk holds the examples of some steps in the order in which
 they are used, so the batches are the same, and so are the bits of everything computed from them.
@@ -17,25 +17,25 @@ BeginEpoch = Callable[[int], tuple[Any, jax.Array]]  # epoch -> its order [steps
 
 
 class Feed(Protocol):
-    """The examples of a training, an epoch after the other."""
+    """The examples of a training, one epoch after the other."""
 
-    batch: Any  # of one step, as shapes and dtypes; None without examples
+    batch: Any  # shapes and dtypes of one step's batch; None without examples
 
     def begin(self, epoch: int) -> jax.Array:
-        """Turns to an epoch; returns the key of its steps."""
+        """Prepares an epoch and returns the key of its steps."""
 
     def end(self, position: int, stop: int) -> int:
-        """How far a call that starts at ``position`` can go, at most to ``stop``."""
+        """Returns the step before which a call that starts at ``position`` must end, at most ``stop``."""
 
     def at(self, position: int) -> tuple[Any, Any]:
-        """Data and order for a call that starts at ``position``."""
+        """Returns data and order for a call that starts at ``position``."""
 
     def close(self) -> None:
         """Releases the examples."""
 
 
 def feed(data: Any, begin: BeginEpoch, batch_size: int | None, steps_per_epoch: int, steps: int) -> Feed:
-    """The feed for arrays on the devices (or None: no examples), or for :class:`Streamed` examples."""
+    """Returns the feed for arrays on the devices, for no examples (None), or for :class:`Streamed` examples."""
     if not isinstance(data, Streamed):
         return _Whole(data, begin, batch_size)
     assert batch_size is not None
@@ -67,7 +67,7 @@ class _Whole:
 
 
 class _InChunks:
-    """The devices hold one chunk, and the next one, which a thread gathers and sends meanwhile."""
+    """Chunks from the host: the devices hold the current one and the next, which a thread gathers and sends."""
 
     def __init__(self, examples: Streamed, begin: BeginEpoch, batch_size: int, steps_per_epoch: int, steps: int):
         self._examples, self._begin, self._steps, self._length = examples, begin, steps, steps_per_epoch
@@ -77,7 +77,7 @@ class _InChunks:
         self._rows = examples.put(first + np.arange(batch_size, dtype=np.int32))  # the order within any chunk
         self._size = self._of_chunk * batch_size
         self._thread = ThreadPoolExecutor(1)
-        self._orders: dict[int, tuple[Future[np.ndarray], jax.Array]] = {}  # of this epoch and the next
+        self._orders: dict[int, tuple[Future[np.ndarray], jax.Array]] = {}  # for this epoch and the next
         self._epoch = 0
         self._here: tuple[int, int] | None = None  # epoch and number of the chunk that is held
         self._chunk: Any = None
@@ -94,7 +94,7 @@ class _InChunks:
     def at(self, position: int) -> tuple[Any, Any]:
         where = (self._epoch, position // self._of_chunk)
         if self._here != where:
-            self._chunk = self._here = None  # to make room for the chunk after the next
+            self._chunk = self._here = None  # frees its memory before another chunk is loaded
             ahead, coming = self._ahead or (None, None)
             self._ahead = None
             self._chunk = (coming if coming and ahead == where else self._load(where)).result()
@@ -114,7 +114,11 @@ class _InChunks:
         return (epoch + 1, 0) if begun + self._length < self._steps else None
 
     def _order_of(self, epoch: int) -> tuple["Future[np.ndarray]", jax.Array]:
-        """Computed in the main thread, as all processes must make the same calls in one order; copied in the thread."""
+        """The order of an epoch and the key of its steps.
+
+        The main thread computes it, because all processes must make the same calls in the same order; the feed's thread
+        copies it to the host.
+        """
         if epoch not in self._orders:
             order, key = self._begin(epoch)
             self._orders[epoch] = self._thread.submit(np.asarray, order), key

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and on the disk before anything counts on them; ``metrics.jsonl``."""
+"""Writes files whole or not at all, and returns when they are on the disk; reads and cuts ``metrics.jsonl``."""
 
 import json
 import math
@@ -14,7 +14,7 @@ _UNFINISHED = ".unfinished-"
 
 
 class RunError(Exception):
-    """A run that cannot go on, through no mistake in its flags; the message is one line."""
+    """A run cannot continue, for another reason than a mistake in its flags; the message is one line."""
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def as_run_error(kind: type[Exception]) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file's contents, or a folder's list of names, would survive the machine."""
+    """Returns when a file's contents, or a folder's list of names, would survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -36,7 +36,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """The same for all that is in a folder, the folder's own name among its parent's too."""
+    """Syncs everything in a folder, the folder, and its parent, which holds the folder's name."""
     for path in (*folder.rglob("*"), folder, folder.parent):
         sync(path)
 
@@ -53,7 +53,7 @@ def _told(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it to ``path`` at the end: whole or not at all.
 
-    Nobody else may be writing into the folder.
+    No other process may be writing into the folder.
 
     Raises:
         RunError: the file could not be written (no space, no permission ...); what was at ``path`` is still there.
@@ -70,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the temporary files of a process that was killed; nobody may be writing into ``folder``."""
+    """Removes the temporary files of a process that was killed; no process may be writing into ``folder``."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
@@ -82,10 +82,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or ``None`` if there is no such file.
+    """Returns the object in a JSON file, or ``None`` if there is no such file.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the file holds anything but a JSON object.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -100,7 +100,7 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
     """Appends one strict JSON object as a line, and returns when it is on the disk.
 
     Raises:
-        RunError: it could not be written; part of it may have been.
+        RunError: the line could not be written; part of it may be in the file.
     """
     new = not path.exists()
     with _told(path):
@@ -113,17 +113,17 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_json_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Replaces a file by these strict JSON objects, one a line."""
+    """Replaces a file by strict JSON objects, one on each line."""
     with replacing(path) as temporary:
         text = "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines)
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
-    """The first ``count`` lines of a file of JSON objects.
+    """Returns the first ``count`` lines of a file of JSON objects.
 
     Raises:
-        RunError: there are fewer, or one is damaged.
+        RunError: the file has fewer lines, or one of them is damaged.
     """
     return [json.loads(line) for line in _whole_lines(path, count)]
 
@@ -132,7 +132,7 @@ def cut_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
     """Cuts the file after its first ``count`` lines, and returns them.
 
     Raises:
-        RunError: there are fewer, or one is damaged; or the file cannot be written.
+        RunError: the file has fewer lines, one of them is damaged, or the file cannot be written.
     """
     size = sum(map(len, _whole_lines(path, count)))
     if path.exists() and path.stat().st_size > size:
@@ -165,7 +165,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def finite(content: Any) -> Any:
-    """The same with ``None`` for numbers that JSON does not have."""
+    """Returns the content with ``None`` in place of every float that is not finite, which JSON cannot hold."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -176,7 +176,7 @@ def finite(content: Any) -> Any:
 
 
 def write_failure(folder: Path, arrays: Mapping[str, Any], facts: dict[str, Any]) -> None:
-    """``state.npz`` and ``failure.json``: what a training was at when it went wrong."""
+    """Writes ``state.npz`` and ``failure.json``: the state in which a training failed, and the facts of the failure."""
     folder.mkdir(exist_ok=True)
     with replacing(folder / "state.npz") as temporary:
         np.savez(temporary, **arrays)

@@ -27,12 +27,12 @@ _index, _count = 0, 1
 
 
 def index() -> int:
-    """The number of this process."""
+    """Returns the number of this process, from 0."""
     return _index
 
 
 def count() -> int:
-    """How many processes the run has."""
+    """Returns the number of processes of the run."""
     return _count
 
 
@@ -99,7 +99,7 @@ def leave() -> None:
 
 
 def on_first(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``, called by process 0 alone; every process gets its result (by way of JSON) or its error."""
+    """Calls ``function(*args)`` in process 0 alone; every process gets its result (sent as JSON) or its error."""
     if _count == 1:
         return function(*args)
     told: dict[str, Any] = {}
@@ -118,12 +118,12 @@ def on_first(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def of_first(number: int) -> int:
-    """The number that process 0 passes."""
+    """Returns the number that process 0 passes."""
     return number if _count == 1 else int(_gather(number)[0])
 
 
 def of_any(number: int | None) -> int | None:
-    """The number of the first process that passes one; None if no process does."""
+    """Returns the number that the first process with a number passes; None if no process passes one."""
     if _count == 1:
         return number
     return next((int(one) for one in _gather(number or 0) if one), None)
@@ -133,7 +133,7 @@ def check_same(content: Any) -> None:
     """Checks that all processes pass the same content.
 
     Raises:
-        UsageError: they do not.
+        UsageError: the contents differ.
     """
     if _count == 1:
         return
@@ -147,7 +147,7 @@ def check_same(content: Any) -> None:
 
 
 def _share(content: Any) -> Any:
-    """What process 0 passes, by way of JSON."""
+    """Returns what process 0 passes, sent as JSON."""
     raw = np.frombuffer(json.dumps(content).encode() if _index == 0 else b"", np.uint8)
     size = of_first(len(raw))
     room = max(1024, 1 << (size - 1).bit_length())  # few different sizes, as each is compiled

@@ -1,7 +1,7 @@
-"""SIGTERM, Ctrl-C and the signals of queues: a run finishes its step and saves, if there is anything to save.
+"""SIGTERM, Ctrl-C and the signals of job queues: a run finishes its step, saves if there is anything to save, and ends.
 
-Python runs the handler of a signal in the main thread, which compiled code may hold for seconds (and compiling for
-longer). So a thread of our own reads the byte that the interpreter writes when the signal arrives.
+Python runs the handler of a signal in the main thread, which compiled code may hold for seconds, and a compilation for
+longer. So a thread of our own reads the byte that the interpreter writes when the signal arrives.
 """
 
 import os
@@ -17,18 +17,18 @@ from tqdm import tqdm
 
 _ADVICE = "run the same command again to resume"
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-_lock = threading.Lock()  # of the two that follow
+_lock = threading.Lock()  # guards the next two names
 _finishing = False
 _requested: int | None = None
 _began = time.monotonic()
-_late: str | None = None  # the flag whose time is up
+_late: str | None = None  # the time limit that has passed, as a flag
 
 
 class Stopped(Exception):
     """A signal stopped the run after it had saved.
 
     Args:
-        number: of the signal.
+        number: the number of the signal.
         where: the state that was saved, in words.
         advice: how to resume the run.
     """
@@ -39,7 +39,7 @@ class Stopped(Exception):
 
 
 def name(number: int) -> str:
-    """``Ctrl-C``, the signal's name, or the flag in whose place SIGTERM was sent."""
+    """Returns ``Ctrl-C``, the signal's name, or the time limit that has passed, as a flag."""
     if number == signal.SIGTERM and _late is not None:
         return _late
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
@@ -60,21 +60,22 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """From now on these signals have no effect: there is nothing left to stop, and the system's default action while
-    the interpreter ends would change the exit status.
+    """From now on these signals have no effect.
+
+    Nothing is left to stop, and while the interpreter ends, the system's default action would change the exit status.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def requested() -> int | None:
-    """The signal that has asked the run to stop since :func:`finishing` began; None if no signal has."""
+    """Returns the signal that has asked the run to stop since :func:`finishing` began; None if no signal has."""
     return _requested
 
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Sends the process the equivalent of SIGTERM so many seconds after its start."""
+    """Stops the process, as SIGTERM would, ``seconds`` after its start; None sets no limit."""
     if seconds is None:
         yield
         return
@@ -95,9 +96,10 @@ def _time_is_over(seconds: float) -> None:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """While there is something to save: the first signal only sets :func:`requested`, a second Ctrl-C ends at once.
+    """A context in which the first signal only sets :func:`requested`, and a second Ctrl-C ends the process at once.
 
-    The caller must check :func:`requested` once more afterwards; from then on signals end the process at once again.
+    It is entered while there is something to save. The caller must check :func:`requested` once more afterwards; from
+    then on signals end the process at once again.
     """
     global _finishing, _requested
     with _lock:

@@ -35,10 +35,8 @@ import numpy as np
 from planar_vae_jax.runs import _hosts
 from planar_vae_jax.runs._files import RunError, sync_tree
 
-_FORMAT = 3  # to be raised whenever an older program could misread a checkpoint
+_FORMAT = 3  # raise it whenever an older program could misread a checkpoint
 _DAMAGED = "damaged"  # the folder into which damaged checkpoints are moved
-
-# Orbax keeps the signals of a save in globals, so a process writes one checkpoint at a time, whatever its folder.
 
 
 class CheckpointError(RunError):
@@ -76,8 +74,8 @@ class Checkpoints:
     Nothing is written or deleted before :meth:`begin_to_write` or the first save.
 
     Args:
-        directory: where they lie; made by the first save. Only one training may write into it.
-        keep: how many of the newest stay, at least 1.
+        directory: the folder of the checkpoints, which the first save makes. Only one training may write into it.
+        keep: how many of the newest checkpoints stay, at least 1.
         warn: called with one line for each damaged checkpoint that is skipped.
         name: turns a step into words, for messages.
     """
@@ -100,13 +98,13 @@ class Checkpoints:
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest checkpoint, damaged or not; None if there is none."""
+        """The step of the newest checkpoint, damaged or not; None if the folder holds no checkpoint."""
         return max(_steps(self.directory), default=None)
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest whole checkpoint, or None if there is no checkpoint at all.
+        """Returns the newest whole checkpoint, or None if there is no checkpoint at all.
 
-        Damaged ones above it are reported, and moved into ``damaged/`` when writing begins.
+        Damaged checkpoints that are newer are reported, and moved into ``damaged/`` when writing begins.
 
         Args:
             like: a pytree of arrays, or of shapes, with the structure of what was saved.
@@ -146,24 +144,24 @@ class Checkpoints:
         try:
             _hosts.on_first(self._tidy)
             with contextlib.ExitStack() as stack:
-                stack.enter_context(_quiet())  # until this is closed, as Orbax's threads log at any time
+                stack.enter_context(_quiet())  # until close(), as Orbax's threads log at any time
                 self._manager = self._open()
                 self._silence = stack.pop_all()
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot hold checkpoints: {_brief(error)}") from error
 
     def save(self, step: int, tree: Any, meta: dict[str, Any], *, score: float | None = None) -> None:
-        """Begins to write a checkpoint, once the one before is complete; ``tree`` may change afterwards.
+        """Waits for the previous checkpoint and begins to write this one; ``tree`` may change once this call returns.
 
         Args:
-            step: its number, greater than that of all before.
+            step: the step of the training, greater than that of every earlier checkpoint.
             tree: a pytree of arrays and typed PRNG keys.
-            meta: anything that JSON holds, without NaN.
-            score: the lower, the better; None: never the best.
+            meta: anything that JSON can hold, without NaN.
+            score: the best checkpoint is the one with the lowest score; a checkpoint with None is never the best.
 
         Raises:
             TypeError: a leaf is neither an array nor a key.
-            CheckpointError: this checkpoint cannot be begun, or the one before could not be written.
+            CheckpointError: this checkpoint cannot be begun, or the previous one could not be written.
         """
         self.wait()
         leaves, entries = _pack(tree)
@@ -188,7 +186,7 @@ class Checkpoints:
         """Returns when the checkpoint that was begun is on the disk and would survive a power failure.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: the checkpoint could not be written.
         """
         if self._saving is None:
             return
@@ -201,7 +199,7 @@ class Checkpoints:
         self._saving = None
 
     def close(self) -> None:
-        """Waits, and releases the folder.
+        """Waits as :meth:`wait` does, and closes Orbax's manager.
 
         Raises:
             CheckpointError: the checkpoint that was begun could not be written.
@@ -218,7 +216,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes; if an error is being raised already, a second one of the checkpoints is dropped."""
+        """Closes; while another error is being raised, an error of the checkpoints is dropped."""
         with contextlib.suppress(*((CheckpointError,) if kind else ())):
             self.close()
 
@@ -242,7 +240,7 @@ class Checkpoints:
         handlers = {"state": _arrays(), "meta": ocp.JsonCheckpointHandler()}
         try:
             return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
-        except Exception:  # one damaged time in any of these files, and Orbax opens no checkpoint of the folder
+        except Exception:  # a damaged time in one of these files keeps Orbax from opening the folder
             if _hosts.count() > 1:
                 raise
             for path in self.directory.glob("*/_CHECKPOINT_METADATA"):
@@ -250,7 +248,7 @@ class Checkpoints:
             return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """The error to raise. Its files stay until writing begins next, as Orbax may still add to them."""
+        """Returns the error to raise. The files of the failed checkpoint stay for now, as Orbax may still add to them."""
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
         logging.getLogger("absl").addFilter(_is_ours)  # for good: Orbax's other threads fail later, even after close
@@ -260,7 +258,7 @@ class Checkpoints:
 
 
 class _LowestScore(NamedTuple):
-    """Orbax's BestN for scores that are stored under our checksum; of equal scores the first counts."""
+    """Keeps the checkpoint with the lowest score, as Orbax's BestN does, but by scores that our checksum covers."""
 
     scores: dict[int, float]  # by step
 
@@ -279,17 +277,17 @@ def read_checkpoint(
     warn: Callable[[str], object] = lambda line: None,
     name: Callable[[int], str] = "step {}".format,
 ) -> Stored:
-    """A checkpoint of a folder into which another process may be writing.
+    """Reads a checkpoint from a folder into which another process may be writing.
 
     Args:
-        directory: of the checkpoints.
-        which: a step; "latest": the newest that is whole; "best": the one with the lowest score.
+        directory: the folder of the checkpoints.
+        which: a step, "latest" for the newest whole checkpoint, or "best" for the one with the lowest score.
         warn: called with one line for each damaged checkpoint that is skipped.
         name: turns a step into words, for ``warn``.
 
     Raises:
-        NoCheckpointError: there is none.
-        CheckpointError: it is damaged, or none is whole; or it is of another format.
+        NoCheckpointError: there is no checkpoint, or none with a score for "best".
+        CheckpointError: the checkpoint does not exist, is damaged or has another format, or no checkpoint is whole.
     """
     directory = Path(directory).absolute()
     if which == "latest":
@@ -310,7 +308,7 @@ def read_checkpoint(
 
 
 def fill_params(leaves: dict[str, Any], like: Any) -> Any:
-    """The parameters to evaluate of a stored training, as a tree like ``like``: the average if there is one.
+    """Returns the parameters to evaluate of a stored training, as a tree like ``like``: the average if it holds one.
 
     Raises:
         ValueError: as :func:`fill` does.
@@ -320,15 +318,15 @@ def fill_params(leaves: dict[str, Any], like: Any) -> Any:
 
 
 def fill(leaves: dict[str, Any], like: Any, prefix: str = "") -> Any:
-    """A tree with the structure of ``like``, made of stored leaves.
+    """Returns a tree with the structure of ``like``, made of stored leaves.
 
     Args:
-        leaves: by name, see :class:`Stored`.
+        leaves: the leaves by name, as in :class:`Stored`.
         like: a pytree of arrays, or of shapes.
-        prefix: the path of the part that is wanted, as in ``"state.params"``; empty: all.
+        prefix: the path of the wanted part, such as ``"state.params"``; empty for the whole tree.
 
     Raises:
-        ValueError: a leaf is missing, superfluous, or of another shape or dtype; names the first.
+        ValueError: a leaf is missing, superfluous, or has another shape or dtype; the message names the first one.
     """
     start = prefix and f"{prefix}."
     wanted = {(start + name).removesuffix("."): leaf for name, leaf in _named(like).items()}
@@ -341,13 +339,17 @@ def fill(leaves: dict[str, Any], like: Any, prefix: str = "") -> Any:
 
 
 def named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree as arrays of the host, by name; of a PRNG key, its words."""
+    """Returns the leaves of a tree as NumPy arrays by name; a PRNG key becomes the array of its words."""
     leaves, entries = _pack(tree)
     return {name: leaves.get(name, np.zeros(entry["shape"], entry["dtype"])) for name, entry in entries.items()}
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by name."""
+    """Returns the leaves of a tree by name.
+
+    Raises:
+        TypeError: two leaves have the same name.
+    """
     pairs = [
         (jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -371,7 +373,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _newest_whole(directory: Path) -> tuple[Stored, dict[int, str]]:
-    """The newest checkpoint that can be read, and for each damaged one above it the reason."""
+    """Returns the newest checkpoint that can be read, and the reason for each newer one that is damaged."""
     damaged: dict[int, str] = {}
     for step in reversed(_steps(directory)):
         try:
@@ -407,7 +409,7 @@ def _set_aside(directory: Path, step: int) -> None:
 
 
 def _scores(directory: Path) -> dict[int, float]:
-    """The scores by step; a damaged checkpoint has none."""
+    """Returns the scores by step; a damaged checkpoint has no score."""
     scores: dict[int, float] = {}
     for step in _steps(directory):
         with contextlib.suppress(Exception):
@@ -417,12 +419,12 @@ def _scores(directory: Path) -> dict[int, float]:
 
 
 def _best(scores: dict[int, float]) -> int | None:
-    """The step with the lowest score, the first of equals."""
+    """Returns the step with the lowest score, the earliest among equal scores; None without scores."""
     return min(scores, key=lambda step: (scores[step], step), default=None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What is stored beside the arrays, checked."""
+    """Reads what is stored beside the arrays, and checks its format and its checksum."""
     whole = json.loads((path / "meta" / "metadata").read_bytes())
     if isinstance(whole["format"], int) and whole["format"] > _FORMAT:
         raise _IncompatibleError(
@@ -437,7 +439,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Stored:
-    """A checkpoint, as it is at this moment; any error means that it is damaged or not there."""
+    """Reads a checkpoint and checks it; any error but ``_IncompatibleError`` means that it is damaged or missing."""
     content = _read_json(path)
     entries = content["leaves"]
     ocp, epath = _orbax(), importlib.import_module("etils.epath")
@@ -484,7 +486,7 @@ def _arrays() -> Any:
 
 
 async def _all(coroutines: Iterable[Any]) -> list[Any]:
-    """Their results; an error is raised once all are done."""
+    """Returns the results of all coroutines; raises the first error once all of them are done."""
     found: list[Any] = await asyncio.gather(*coroutines, return_exceptions=True)
     for error in found:
         if isinstance(error, BaseException):
@@ -493,7 +495,10 @@ async def _all(coroutines: Iterable[Any]) -> list[Any]:
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """The leaves as arrays of the host, and the entry of each; Orbax stores no empty arrays, their entries suffice."""
+    """Returns the leaves as NumPy arrays, and an entry with dtype, shape and checksum for each.
+
+    Orbax stores no empty arrays, so an empty leaf has an entry alone.
+    """
     leaves, entries = {}, {}
     for name, leaf in _named(tree).items():
         entry: dict[str, Any] = {}
@@ -521,12 +526,12 @@ def _crc(content: Any) -> int:
 
 
 def _orbax() -> Any:
-    return importlib.import_module("orbax.checkpoint")  # takes half a second: only where a checkpoint is
+    return importlib.import_module("orbax.checkpoint")  # takes half a second, so it waits until a checkpoint is used
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs nothing in here: what matters is raised, and reported in our words."""
+    """A context in which Orbax logs nothing: an error that matters is raised and reported in our words."""
 
     def is_ours(record: logging.LogRecord) -> bool:
         return _is_ours(record)
@@ -544,9 +549,9 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _brief(error: BaseException) -> str:
-    """One line: the operating system's reason if the error contains one, else the error's text."""
+    """Returns one line: the operating system's reason if the error contains one, else the error's text."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    found = re.search(r"(?:OS error |os_error_code=')(\d+)", text)  # two of TensorStore's ways to put it
+    found = re.search(r"(?:OS error |os_error_code=')(\d+)", text)  # two forms in which TensorStore reports it
     return os.strerror(int(found[1])) if found else f"{type(error).__name__}: {text}"[:200]

@@ -1,4 +1,4 @@
-"""Command-line flags from a dataclass: a field is a flag, with its check and its help.
+"""Command-line flags from a dataclass: each field is a flag with its check and its help.
 
 A config is a frozen dataclass whose fields are made by :func:`flag`. :func:`parse` turns ``argv`` into a config, or
 raises :class:`UsageError` with one line that names the flag, what it accepts and what came. The config of a run extends
@@ -25,7 +25,7 @@ from planar_vae_jax.runs._files import read_json
 Config = TypeVar("Config")
 RunConfig = TypeVar("RunConfig", bound="RunFlags")
 
-LAYOUT = 3  # of a run's folder
+LAYOUT = 3  # version of the layout of a run's folder
 _WHOLE_NUMBERS = "whole numbers joined by commas"
 
 
@@ -51,11 +51,11 @@ def flag(
     Args:
         default: the value if the flag is not given.
         help: one line.
-        at_least, above, at_most, choices: what the value must satisfy; of a tuple, each entry.
+        at_least, above, at_most, choices: what the value, or each entry of a tuple, must satisfy.
         resumable: a run may be resumed with another value.
         evaluation: another value may be given with ``--eval_only``.
         named: the name of the default folder contains it, even at its default.
-        machine: it says where a run computes; the value is not taken over from a stored run.
+        machine: the flag says where a run computes, so its value is not taken from a stored run.
     """
     check = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
     kind = {"resumable": resumable, "evaluation": evaluation, "named": named, "machine": machine}
@@ -70,7 +70,7 @@ def parse(
     ``--help`` prints ``doc`` and the flags, and exits. ``defaults`` replace those of the class.
 
     Raises:
-        UsageError: names the first flag that is wrong.
+        UsageError: a flag is wrong; the message names the first such flag.
     """
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
@@ -95,7 +95,7 @@ def parse(
 
 
 def _of_absl(config_class: type, error: Exception) -> str:
-    """absl's message about a wrong flag, in one line."""
+    """Returns absl's message about a wrong flag as one line."""
     wrong = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
     if not isinstance(error, flags.IllegalFlagValueError) or wrong is None:
         return " ".join(str(error).split())
@@ -109,7 +109,7 @@ def check(config: Any) -> None:
     """Checks each field of a config by the rule of its flag.
 
     Raises:
-        UsageError: names the first that is wrong.
+        UsageError: a value is wrong; the message names the first such flag.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -137,7 +137,7 @@ def _check_one(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def _type(config_class: type, name: str) -> Any:
-    """The field's type without ``| None``; ``tuple`` for ``tuple[int, ...]``."""
+    """Returns the field's type without ``| None``; ``tuple`` for ``tuple[int, ...]``."""
     annotation = typing.get_type_hints(config_class)[name]
     if isinstance(annotation, types.UnionType):
         (annotation,) = (arm for arm in typing.get_args(annotation) if arm is not types.NoneType)
@@ -176,7 +176,7 @@ def _value(field: dataclasses.Field[Any], values: flags.FlagValues) -> Any:
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Flags of every run."""
+    """Flags that every run has."""
 
     drawn_again: typing.ClassVar[bool] = True  # whether --eval_only draws the figures of this experiment
     workdir: str | None = flag(
@@ -194,11 +194,11 @@ class RunFlags:
     keep: int = flag(3, "how many of the newest checkpoints stay, beside the best", at_least=1, resumable=True)
     checkpoint_every: int = flag(1, "lines of metrics.jsonl between checkpoints", at_least=1, resumable=True)
     max_seconds: float = flag(
-        None, "save and stop after so long, as at SIGTERM; the same command resumes the run", above=0.0, resumable=True
+        None, "seconds after which the run saves and stops; the same command resumes it", above=0.0, resumable=True
     )
     eval_only: bool = flag(False, "compute the figures of the run in --workdir again", resumable=True)
     checkpoint: str = flag(
-        None, "of --eval_only; default: latest, or best with --patience", choices=("latest", "best"), resumable=True
+        None, "what --eval_only reads; default: latest, or best with --patience", choices=("latest", "best"), resumable=True
     )
 
 
@@ -211,7 +211,7 @@ def parse_run(
         experiment: names the default folder; without it, ``config.workdir`` may be None.
 
     Raises:
-        UsageError: as :func:`parse` does; flags that contradict each other; no run to evaluate; a stored config that
+        UsageError: a flag is wrong, flags contradict each other, there is no run to evaluate, or the stored config
             cannot be read.
     """
     config = parse(config_class, argv, doc)
@@ -248,17 +248,17 @@ def check_local(name: str, place: str) -> None:
     """Checks that a flag names a folder of this machine, and not an address as in gs://bucket.
 
     Raises:
-        UsageError: it is an address.
+        UsageError: the place is an address.
     """
     if re.match(r"[A-Za-z][-+.A-Za-z0-9]*://", place):
         raise UsageError(f"--{name} must be a folder of this machine; got {place!r}")
 
 
 def read_config(workdir: str | Path) -> dict[str, Any] | None:
-    """The contents of a run's ``config.json``, or None if there is none.
+    """Returns the contents of a run's ``config.json``, or None if there is no such file.
 
     Raises:
-        UsageError: it cannot be read, or a version with another layout of folders wrote it.
+        UsageError: the file cannot be read, or a version with another layout of folders wrote it.
     """
     path = Path(os.path.expanduser(workdir)) / "config.json"
     kinds = {"experiment": str, "flags": dict, "versions": dict, "device": dict}
@@ -279,7 +279,7 @@ def read_config(workdir: str | Path) -> dict[str, Any] | None:
 
 
 def default_workdir(config: RunFlags, experiment: str) -> str:
-    """``runs/EXPERIMENT-FLAG=VALUE-...``, with the flags that are always named and those not at their defaults.
+    """Returns ``runs/EXPERIMENT-FLAG=VALUE-...``, with the flags that are always named and those not at their defaults.
 
     So two runs share a folder only if they are the same run.
     """
@@ -295,10 +295,10 @@ def default_workdir(config: RunFlags, experiment: str) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """A flag's value as JSON gives it back."""
+    """Returns a flag's value as it is after being stored as JSON: a tuple becomes a list."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def shown(value: Any) -> str:
-    """A flag's value as it is given on the command line."""
+    """Returns a flag's value as it is written on the command line."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""What a run prints: progress, figures, warnings, its end; readable in 80 columns."""
+"""What a run prints: progress, figures, warnings and its last line, all readable in 80 columns."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.statistics import with_error
 
 _WIDTH = 80  # columns
-_CACHE_BYTES = 2**29  # of compiled programs that are kept from one process to the next
+_CACHE_BYTES = 2**29  # limit for the compiled programs that are kept from one process to the next
 
 
 def run_main(main: Callable[[list[str]], object]) -> None:
@@ -56,7 +56,7 @@ def run_main(main: Callable[[list[str]], object]) -> None:
 
 
 def _open_streams() -> None:
-    """Makes stdout and stderr usable where they are closed, as some daemons start programs."""
+    """Makes stdout and stderr usable where they are closed, as some daemons leave them."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # no file of the run may become file 1 or 2, into which libraries write messages
     os.close(descriptor)
@@ -65,11 +65,11 @@ def _open_streams() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 # until the process ends
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # where the locale has no ±, say
+            stream.reconfigure(errors="replace")  # for a locale without ±, for example
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    words = ("RESOURCE_EXHAUSTED", "Out of memory")  # the latter alone if the device finds out while it computes
+    words = ("RESOURCE_EXHAUSTED", "Out of memory")  # the second alone if memory runs out during the computation
     return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in words)
 
 
@@ -117,7 +117,7 @@ def say(text: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """Shows a warning on stderr, wrapped; process 0 does."""
+    """Prints a warning on stderr, wrapped to 80 columns, in process 0 alone."""
     if _hosts.index():
         return
     wrap = textwrap.TextWrapper(_WIDTH - 1, break_on_hyphens=False, break_long_words=False).wrap  # paths stay whole
@@ -136,7 +136,7 @@ class Progress:
         self._done, self._total, self._unit = done, total, unit
 
     def update(self, done: int, values: Mapping[str, float | None]) -> None:
-        """So many are done, with the figures to show, each beside its standard error ``NAME_se``."""
+        """Shows how many are done, and figures, each with its standard error ``NAME_se`` if there is one."""
         shown = {name: value for name, value in values.items() if not name.endswith("_se")}
         text = ", ".join(f"{name} {with_error(value, values.get(f'{name}_se'))}" for name, value in shown.items())
         self._bar.set_postfix_str(text.replace("_loss ", " "), refresh=False)  # 80 columns have room for no more
@@ -154,12 +154,12 @@ class Progress:
 
 
 def print_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Prints figures: a line for each of ``rows``, its mean of each column beside its standard error ``COLUMN_se``."""
+    """Prints a line for each of ``rows``; each column shows a mean with its standard error ``COLUMN_se``."""
     say(table(rows, columns))
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """The text of :func:`print_table`; columns that do not fit side by side follow below."""
+    """Returns the text of :func:`print_table`; columns that do not fit beside the others follow in blocks below."""
     blocks = [[["", *rows]]]
     for column in columns:
         cells = [column.replace("_", " "), *(_cell(row, column) for row in rows.values())]

@@ -18,7 +18,7 @@ from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag
 from planar_vae_jax.train import mesh as meshes
 
-# Files that a machine with an accelerator has, and packages that are installed to use one.
+# Files that exist on a machine with an accelerator, and packages that are installed to use one.
 _SIGNS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0")
 _PACKAGES = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
 
@@ -28,13 +28,13 @@ class DeviceFlags(RunFlags):
     """Flags of a run that may use several devices; the values go to :func:`choose_devices`."""
 
     devices: str = flag(
-        "all", "how many to split batches over; all: as many as divide the batch", resumable=True, machine=True
+        "all", "number of devices to split batches over; all: as many as divide the batch", resumable=True, machine=True
     )
     coordinator: str | None = flag(
-        None, "HOST:PORT of process 0, where a run has several processes", resumable=True, machine=True
+        None, "HOST:PORT of process 0, for a run in several processes", resumable=True, machine=True
     )
-    num_processes: int = flag(None, "how many there are", at_least=1, resumable=True, machine=True)
-    process_id: int = flag(None, "which of them this is, from 0", at_least=0, resumable=True, machine=True)
+    num_processes: int = flag(None, "number of processes", at_least=1, resumable=True, machine=True)
+    process_id: int = flag(None, "number of this process, from 0", at_least=0, resumable=True, machine=True)
     images: str = flag(
         None,
         "where images are kept: whole on each device, or on the host, from which chunks are sent ahead of their use; "
@@ -47,20 +47,20 @@ class DeviceFlags(RunFlags):
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run computes on."""
+    """The devices that a run computes on."""
 
     used: tuple[jax.Device, ...]
     mesh: Mesh | None  # None: one device, and nothing is split
-    batch_size: int | None = None  # of the batches that are split
+    batch_size: int | None = None  # examples in each batch that is split
 
     def replicate(self, tree: Any) -> Any:
-        """Arrays, whole on every device; of :class:`Streamed` examples, each chunk."""
+        """Returns the arrays, whole on every device; for :class:`Streamed` examples, this holds for each chunk."""
         if isinstance(tree, Streamed):
             return dataclasses.replace(tree, put=self.replicate)
         return meshes.replicate(tree, self.mesh)
 
     def local(self, tree: Any) -> Any:
-        """Arrays that are whole on every device, as ordinary arrays of one device."""
+        """Returns arrays that are whole on every device as ordinary arrays of one device."""
         if isinstance(tree, Streamed):
             return dataclasses.replace(tree, put=lambda chunk: meshes.replicate(chunk, None))
         return tree if self.mesh is None else meshes.local(tree)
@@ -70,7 +70,7 @@ class Devices:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def describe(self) -> dict[str, Any]:
-        """For ``config.json``."""
+        """Returns the facts about the devices that ``config.json`` holds."""
         first = self.used[0]
         return {
             "platform": first.platform,
@@ -82,7 +82,7 @@ class Devices:
         }
 
     def __str__(self) -> str:
-        """For people: ``8 of 8 devices (cpu), 16 of the 128 examples of a step on each``."""
+        """For people: ``8 of 8 devices (cpu), 16 examples of a step on each``."""
         kind = self.used[0].device_kind
         if self.mesh is None:
             return f"1 of {jax.device_count()} devices ({kind})" if jax.device_count() > 1 else f"1 device ({kind})"
@@ -92,7 +92,7 @@ class Devices:
 
 
 def one_device() -> Devices:
-    """JAX's first device."""
+    """Returns JAX's first device, without a mesh."""
     return Devices((_all_devices()[0],), None)
 
 
@@ -111,11 +111,13 @@ def choose_devices(
 
     Args:
         batch_size: examples a step.
-        devices: "all", or a number: the flag ``--devices``.
-        coordinator, num_processes, process_id: the flags of the same names, see :func:`hosts.join`.
+        devices: the value of ``--devices``: "all", or a number.
+        coordinator, num_processes, process_id: the values of the flags of the same names.
 
     Raises:
-        UsageError: there are not so many devices, or they do not divide the batch; the processes cannot be joined.
+        UsageError: the machine has fewer devices, their number does not divide the batch, or the processes cannot be
+            joined.
+        RunError: JAX finds no device.
     """
     _hosts.join(coordinator, num_processes, process_id)
     there: list[list[jax.Device]] = [[] for _ in range(_hosts.count())]
@@ -149,7 +151,7 @@ def _count(text: str) -> int:
 
 
 def _nearest(count: int, sizes: list[int]) -> str:
-    """The greatest size below and the least above."""
+    """Returns the greatest size below ``count`` and the least above it."""
     below, above = [size for size in sizes if size < count], [size for size in sizes if size > count]
     return ", ".join(map(str, [*below[-1:], *above[:1]]))
 
@@ -157,12 +159,12 @@ def _nearest(count: int, sizes: list[int]) -> str:
 def _all_devices() -> list[jax.Device]:
     try:
         return jax.devices()
-    except RuntimeError as error:  # JAX_PLATFORMS=cuda on a machine without CUDA, say
+    except RuntimeError as error:  # such as JAX_PLATFORMS=cuda on a machine without CUDA
         raise RunError(f"JAX finds no device: {' '.join(str(error).split())}") from error
 
 
 def missing_accelerator() -> str | None:
-    """Why this machine seems to have an accelerator that JAX does not use; None if it does not."""
+    """Returns why this machine seems to have an accelerator that JAX does not use; None if it seems to have none."""
     if jax.default_backend() != "cpu" or getattr(jax.config, "jax_platforms", None):  # the CPU was asked for
         return None
     signs = [sign for sign in _SIGNS if Path(sign).exists()]
