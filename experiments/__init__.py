@@ -4,7 +4,7 @@ import importlib.util
 import signal
 import sys
 
-if sys.argv[0] == "-m":  # so while an experiment's imports run: Ctrl-C ends them without a traceback
+if sys.argv[0] == "-m":  # true while an experiment is imported; Ctrl-C then ends it without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     needed = ("absl", "filelock", "matplotlib", "orbax.checkpoint", "tqdm")
     missing = [name for name in needed if importlib.util.find_spec(name.split(".")[0]) is None]

@@ -2,19 +2,18 @@
 
     python -m experiments.density
 
-fits 15 layers to the paper's mixture in 1500 steps, about half a minute on two CPU cores, and writes figures and
-their numbers into ``runs/``. To reach: KL <= 0.001 nats for each of the seeds 0 to 7, and <= 0.0003 in the median (the
-paper: 0.153). Narrower modes, where the usual form collapses onto one of them (KL = log 2 = 0.693):
+fits 15 layers to the paper's mixture in 1500 steps, which take about half a minute on two CPU cores, and writes figures
+and their numbers into ``runs/``. The KL should be at most 0.001 nats for each of the seeds 0 to 7, and 0.0003 in the
+median (the paper: 0.153). Narrower modes, where the usual form of the flow collapses onto one (KL = log 2 = 0.693):
 
     python -m experiments.density --scale=0.5                                                         # KL <= 0.02
     python -m experiments.density --scale=0.3 --steps=6000 --anneal_steps=6000 --learning_rate=0.03   # KL <= 0.1
 
-Rezende & Mohamed's (2015) U1 to U4, a minute or two each; annealing makes U3 and U4 worse:
+U1 to U4 of Rezende & Mohamed (2015) take a minute or two each; annealing makes U3 and U4 worse:
 
     python -m experiments.density --target=U1 --flows=32 --steps=6000
 
-A run that was stopped goes on when the same command is run again; ``--workdir=DIR --eval_only`` draws the figures of a
-run again.
+The same command resumes a run that was stopped; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
 
 import dataclasses
@@ -41,8 +40,8 @@ from planar_vae_jax.statistics import with_error
 from planar_vae_jax.train import loop as training
 from planar_vae_jax.train.optimizers import make_optimizer
 
-LINES = 100  # of metrics, about so many a run
-SAMPLES = 2**20  # of the final KL: a KL of 1e-4 has a standard error of about 1.4e-5
+LINES = 100  # lines of metrics per run, approximately
+SAMPLES = 2**20  # draws for the final KL, where a KL of 1e-4 has a standard error of about 1.4e-5
 CHUNK = 2**14  # samples on the device at a time
 
 
@@ -54,11 +53,11 @@ class Config(RunFlags):
     scale: float = flag(1.0, "standard deviation of the mixture's modes", at_least=0.01, at_most=10.0)
     flows: int = flag(15, "K, the number of planar layers", at_least=0, at_most=10_000, named=True)
     steps: int = flag(1500, "optimisation steps", at_least=1, at_most=10_000_000)
-    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1, named=True)
-    batch_size: int = flag(2048, "samples a step", at_least=1, at_most=10_000_000)
-    learning_rate: float = flag(0.05, "of Adam, decayed to 0 by a cosine", above=0.0, at_most=1e30)
+    seed: int = flag(0, "seed of everything random", at_least=0, at_most=2**32 - 1, named=True)
+    batch_size: int = flag(2048, "samples per step", at_least=1, at_most=10_000_000)
+    learning_rate: float = flag(0.05, "learning rate of Adam, which decays to 0 by a cosine", above=0.0, at_most=1e30)
     clip_norm: float = flag(
-        0.0, "a gradient whose norm is greater is scaled down to it; 0: none is", at_least=0.0, at_most=1e30
+        0.0, "scales gradients of a greater norm down to this norm; 0: no clipping", at_least=0.0, at_most=1e30
     )
     anneal_steps: int = flag(
         0, "steps over which the temperature of log p(z) grows from 0.01 to 1 (Rezende & Mohamed); 0: none", at_least=0
@@ -66,7 +65,7 @@ class Config(RunFlags):
     checkpoint_every: int = flag(
         20, f"lines of metrics ({LINES} a run) between checkpoints; there is one at the end", at_least=1, resumable=True
     )
-    learn_base: bool = flag(False, "learn mean and standard deviations of the base distribution too")
+    learn_base: bool = flag(False, "also learn mean and standard deviations of the base distribution")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
 
 
@@ -78,7 +77,7 @@ class Estimate(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Fits, evaluates, draws and writes; ``argv`` without the program's name."""
+    """Fits a flow and writes its figures; ``argv`` does not contain the program's name."""
     config = parse_run(Config, argv, __doc__, "density")
     check_flags(config)
     with open_run(config, "density") as run:
@@ -139,7 +138,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_flags(config: Config) -> None:
-    """Checks the flags against each other."""
+    """Checks the flags against each other; raises UsageError."""
     if config.target != "mixture" and config.scale != 1.0:
         raise UsageError(f"--scale belongs to --target=mixture; got {config.scale!r} with {config.target}")
     if config.anneal_steps > config.steps:
@@ -152,21 +151,21 @@ def check_flags(config: Config) -> None:
 
 
 def init_flow(key: jax.Array, flow_length: int, h: str) -> PlanarFlow:
-    """A standard normal base on the plane, and layers near the identity."""
+    """Returns a flow with a standard normal base on the plane and layers near the identity."""
     return PlanarFlow(init_planar(key, flow_length, 2), jnp.zeros(2), jnp.zeros(2), h=h)
 
 
 def adam(learning_rate: float, steps: int, clip_norm: float) -> optax.GradientTransformation:
-    """Adam whose rate decays to 0 by a cosine."""
+    """Returns Adam with a learning rate that decays to 0 by a cosine."""
     rate = optax.cosine_decay_schedule(learning_rate, steps)
     return make_optimizer("adam", learning_rate=rate, clip_norm=clip_norm)
 
 
 def make_loss(target: Target, *, batch_size: int, anneal_steps: int = 0, learn_base: bool = False) -> training.Loss:
-    """The free energy ``E_q[log q(z) - beta log p(z)]``; it takes no batch, but draws ``z`` by its key.
+    """Returns the loss ``E_q[log q(z) - beta log p(z)]`` in nats; it takes no batch, but draws ``z`` by its key.
 
-    ``beta = min(1, 0.01 + t / anneal_steps)`` at step t (Rezende & Mohamed 2015, section 6.1). Beside it the free
-    energy at ``beta = 1``, which is KL(q || p) - log Z, in nats.
+    ``beta = min(1, 0.01 + t / anneal_steps)`` at step t (Rezende & Mohamed 2015, section 6.1). The figure ``loss`` is
+    the value at ``beta = 1``, the free energy KL(q || p) - log Z.
     """
 
     def loss(flow: PlanarFlow, _: None, key: jax.Array, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -187,7 +186,10 @@ def make_loss(target: Target, *, batch_size: int, anneal_steps: int = 0, learn_b
 
 
 def free_energy(flow: PlanarFlow, target: Target, *, seed: int = 0, samples: int | None = None) -> Estimate:
-    """``E_q[log q(z) - log p(z)]`` from fresh draws (``SAMPLES``; a multiple of ``CHUNK``), chunk by chunk."""
+    """Estimates ``E_q[log q(z) - log p(z)]`` in nats, chunk by chunk.
+
+    ``samples`` (default: ``SAMPLES``) must be a multiple of ``CHUNK``.
+    """
     samples = samples or SAMPLES
     keys = jax.random.split(jax.random.key(seed), samples // CHUNK)
     means, variances = (np.asarray(moment, np.float64) for moment in _moments(flow, keys, target, CHUNK))
@@ -195,10 +197,10 @@ def free_energy(flow: PlanarFlow, target: Target, *, seed: int = 0, samples: int
     return Estimate(float(np.mean(means)), float(np.sqrt(variance / samples)))
 
 
-# The flow is an argument, here and below: as a constant, everything would be compiled anew for it.
+# The flow is an argument of the compiled functions, so that they are not compiled again for each flow.
 @functools.partial(jax.jit, static_argnames=("target", "size"))
 def _moments(flow: PlanarFlow, keys: jax.Array, target: Target, size: int) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of ``log q(z) - log p(z)`` over ``size`` draws by each key."""
+    """Returns mean and variance of ``log q(z) - log p(z)`` over ``size`` draws for each key."""
 
     def chunk(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         z, log_q = flow.sample_and_log_prob(key, (size,))
@@ -210,7 +212,7 @@ def _moments(flow: PlanarFlow, keys: jax.Array, target: Target, size: int) -> tu
 
 @jax.jit
 def _after(flow: PlanarFlow, grid: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The flow of the first k layers: samples ``[S, 2]`` and the density on the grid."""
+    """Returns samples ``[S, 2]`` of the flow of the first k layers, and its density on the grid."""
     part = first_layers(flow, k)  # one compiled program serves every k
     return part.sample(jax.random.key(1), (5000,)), jnp.exp(part.log_prob(grid))
 
@@ -221,7 +223,7 @@ def _truth(grid: jax.Array, target: Target) -> jax.Array:
 
 
 def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, setting: str) -> None:
-    """Figure 2: the target, the flow's samples and its density; the density layer by layer."""
+    """Draws figure 2 (the target, samples of the flow, its density) and the density layer by layer."""
     side = np.linspace(-target.extent, target.extent, 300)
     grid = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1), flow.mean.dtype)  # [rows: z2, columns: z1, 2]
     flow_length = flow.params.b.shape[0]
@@ -241,12 +243,12 @@ def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, s
 
 
 def draw_loss(run: RunFolder, lines: list[dict[str, float]], setting: str) -> None:
-    """KL while learning, from the lines of metrics."""
+    """Draws the KL against the steps, from the lines of metrics."""
     steps, kl = (np.array([line.get(name) for line in lines], np.float64) for name in ("step", "kl"))
     run.save_figure("loss.png", plotting.kl_curve(steps, kl, title=f"KL(q || p) while learning ({setting})"))
 
 
-# One object for the same arguments: runs in one process share what is compiled.
+# The same arguments give the same object, so that runs in one process share their programs.
 shared_target = functools.lru_cache(2)(get_target)
 shared_loss, shared_optimizer = functools.lru_cache(2)(make_loss), functools.lru_cache(2)(adam)
 

@@ -27,36 +27,38 @@ from planar_vae_jax.runs.console import print_table, run_main, say, warn
 from planar_vae_jax.runs.folder import RunFolder, open_run
 from planar_vae_jax.runs.sweep import Together, check_one_process, combinations, sweep
 
-THREEFRY = "threefry2x32"  # under vmap the other generators draw for all seeds by the key of the first
+THREEFRY = "threefry2x32"  # under vmap the other generators use the first seed's key for all seeds
 # Flags that a title expresses in words, or that the name of the data set implies.
 IN_WORDS = ("flows", "epochs", "seed", "dataset", "data_dir", "classes", "objective", "binarization", "amortized")
-FLAGS = tuple(mnist.Config.__annotations__)  # of a run, without those of every run
+FLAGS = tuple(mnist.Config.__annotations__)  # flags of experiments.mnist, without those that every run has
 
-Images = tuple[Dataset, dict[str, Any]]  # and what identifies them
+Images = tuple[Dataset, dict[str, Any]]  # a data set, and what identifies it
 Summary = Mapping[str, Any]
 Result = tuple[dict[str, Any], Summary]  # the values of the flags that vary, and the summary of that run
 
 
 @dataclass(frozen=True)
 class Config(mnist.Config):
-    """Flags of ``experiments.flow_length``: its own, and those of each run."""
+    """Flags of ``experiments.flow_length``: those of the sweep, and those of ``experiments.mnist`` for each run."""
 
     lengths: tuple[int, ...] = flag(
         (0, 5, 10, 20),
-        "K of each model, as in 0,5; differences are to the first",
+        "K of each model, as in 0,5; the others are compared with the first",
         at_least=0,
         at_most=10_000,
         resumable=True,
     )
-    seeds: int = flag(4, "of each model: --seed, --seed + 1, ...", at_least=1, at_most=10_000, resumable=True)
-    each_class: bool = flag(False, "train on each class alone (those of --classes, if given)")
+    seeds: int = flag(
+        4, "number of seeds per length: --seed, --seed + 1, ...", at_least=1, at_most=10_000, resumable=True
+    )
+    each_class: bool = flag(False, "train a model on each class alone (those of --classes, if given)")
     together: str = flag("no", "yes: train the seeds of a length as one program", choices=("yes", "no"), resumable=True)
     drawn_again: ClassVar[bool] = False
-    flows: int = flag(None, "of experiments.mnist alone; here: --lengths")
+    flows: int = flag(None, "a flag of experiments.mnist; here --lengths takes its place")
 
 
 def main(argv: list[str], *, pictures: bool = True) -> None:
-    """Trains what is not trained yet, compares, draws and writes.
+    """Trains the models that are not trained yet, compares all of them, and writes the comparison.
 
     Args:
         argv: the flags, without the program's name.
@@ -109,7 +111,7 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
 
 
 def check_flags(config: Config) -> None:
-    """Checks the flags of the sweep."""
+    """Checks the flags of the sweep; raises UsageError."""
     if config.flows is not None:
         raise UsageError(f"--flows is given by --lengths here; got --flows={config.flows}")
     if config.eval_only:
@@ -124,7 +126,7 @@ def check_flags(config: Config) -> None:
 
 
 def by_class(config: Config, data: Dataset) -> dict[tuple[int, ...] | None, Images]:
-    """``--classes`` of each model -> its images."""
+    """Returns the images of each model by its value of ``--classes``; raises UsageError without labels."""
     if data.y_train is None or data.y_test is None:
         raise UsageError(f"--each_class needs labels of training and test images; {data.name} has none")
     labels = [int(label) for label in np.unique(data.y_test)]
@@ -132,26 +134,26 @@ def by_class(config: Config, data: Dataset) -> dict[tuple[int, ...] | None, Imag
 
 
 def of_a_run(config: Config, workdir: str | None = None) -> mnist.Config:
-    """The flags of ``experiments.mnist`` for the first length."""
+    """Returns the flags of ``experiments.mnist`` for the first length."""
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(mnist.Config)}
     return mnist.Config(**given | {"flows": config.lengths[0], "workdir": workdir})
 
 
 def varied(config: Config, classes: tuple[int, ...] | None) -> dict[str, Sequence[Any]]:
-    """The flags in which the runs differ, and their values."""
+    """Returns the flags in which the runs differ, with their values."""
     over: dict[str, Sequence[Any]] = {"flows": config.lengths, "seed": range(config.seed, config.seed + config.seeds)}
     return {"classes": (classes,), **over} if config.each_class else over
 
 
 def completed(one: mnist.Config, data: Dataset) -> mnist.Config:
-    """The checked flags of a run, with the defaults that depend on the data."""
+    """Returns the checked flags of a run, with the defaults that depend on the data."""
     one = replace(one, amortized=one.amortized and one.flows > 0)  # K = 0 belongs to an amortised sweep too
     mnist.check_flags(one)
     return mnist.with_defaults(one, data)
 
 
 def check_data(config: Config, classes: tuple[int, ...] | None, data: Dataset) -> None:
-    """Checks the flags of every run against the images; nothing is written."""
+    """Checks the flags of every run against the images; raises UsageError before anything is written."""
     combinations(of_a_run(config, "."), varied(config, classes), lambda one: completed(one, data))
     if config.together == "yes" and (data.x_valid is not None or mnist.on_host(config, data)):
         raise UsageError(
@@ -163,7 +165,7 @@ def check_data(config: Config, classes: tuple[int, ...] | None, data: Dataset) -
 def train(
     config: Config, folder: RunFolder, images: Mapping[tuple[int, ...] | None, Images], pictures: bool
 ) -> list[Result]:
-    """Trains the models of every class, length and seed."""
+    """Trains a model for every class, length and seed, and returns their summaries."""
     base = of_a_run(config, str(folder.workdir))
     devices = mnist.run_devices(base)
     for classes, (data, identity) in images.items():  # a folder that holds another run is refused before any run begins
@@ -188,7 +190,7 @@ def train(
 
 
 def by_length(config: Config, results: Sequence[Result], figures: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
-    """K -> the figures of each seed, over all images and by class; models of single classes make one of all."""
+    """Returns, by K, the figures of each seed over all images and by class; models of single classes are pooled."""
     found: dict[int, list[dict[str, Any]]] = {}
     for flows in config.lengths:
         for seed in range(config.seed, config.seed + config.seeds):
@@ -204,7 +206,7 @@ def by_length(config: Config, results: Sequence[Result], figures: Sequence[str])
 def draw_each_class(
     config: Config, folder: RunFolder, images: Mapping[tuple[int, ...] | None, Images], title: str
 ) -> None:
-    """A page of test images and their reconstructions by the models of the first and the last length."""
+    """Draws test images and their reconstructions by the models of the first and the last length."""
     models = []
     for classes, (data, _) in images.items():
         for flows in (config.lengths[0], config.lengths[-1]):
@@ -216,7 +218,7 @@ def draw_each_class(
 
 
 def describe(config: Config, summary: Mapping[str, Any], binary: bool) -> str:
-    """One line for titles: the settings by which the figures of this sweep differ from another's."""
+    """Returns one line for titles: the settings in which this sweep may differ from another."""
     given = {name: getattr(config, name) for name in FLAGS if name not in IN_WORDS}
     given = {name: value for name, value in given.items() if value != getattr(Config, name)}
     binarization = summary["binarization"]
@@ -234,7 +236,7 @@ def describe(config: Config, summary: Mapping[str, Any], binary: bool) -> str:
 
 
 def settings(config: Config, one: mnist.Config) -> dict[str, Any]:
-    """For the summary: the flags of the sweep, and those of a run with its defaults filled in."""
+    """Returns for the summary the flags of the sweep, and those of a run with its defaults filled in."""
     own = {name: getattr(config, name) for name in ("lengths", "seeds", "each_class", "seed", "classes", "amortized")}
     left_out = (*own, "flows", "dataset", "data_dir")
     return own | {name: getattr(one, name) for name in FLAGS if name not in left_out}

@@ -3,8 +3,8 @@
     python -m experiments.mnist --flows=5
 
 trains for 30 epochs (on MNIST about two minutes on two CPU cores) and writes figures and their numbers into ``runs/``.
-To reach on MNIST, nats an image: free energy 96.0 with K = 5, 96.5 with K = 0. ``--objective=reconstruction
---latent=20`` draws the paper's loss curve: 205 at first, 5.3 at last (the paper: "over 200 ... plateauing around 6").
+The free energy on MNIST should reach 96.0 nats per image with K = 5, and 96.5 with K = 0. ``--objective=reconstruction
+--latent=20`` draws the paper's loss curve, from 205 to 5.3 (the paper: "over 200 ... plateauing around 6").
 
 The same command resumes a run that was stopped; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
@@ -39,12 +39,12 @@ from planar_vae_jax.vae.model import POSTERIORS
 from planar_vae_jax.vae.objectives import OBJECTIVES, vae_loss
 from planar_vae_jax.vae.precision import PRECISIONS
 
-# Flags that stand in titles.
+# Flags that titles show.
 TITLE = ("flows", "amortized", "h", "encoder", "layers", "posterior", "likelihood", "binarization", "objective")
-# Flags that stand in the summary.
+# Flags that the summary contains.
 SUMMARY = ("flows", "seed", "objective", "train_samples", "amortized", "likelihood", "posterior", "encoder", "classes")
 SUMMARY += ("nll_samples", "patience", "binarization")  # type: ignore[assignment]
-# One object for the same arguments, so that runs in one process share their programs; those of older runs are released.
+# The same arguments give the same object, so that runs in one process share their programs; older ones are released.
 shared_loss, shared_optimizer = functools.lru_cache(2)(vae_loss), functools.lru_cache(2)(make_optimizer)
 
 
@@ -53,8 +53,14 @@ class Config(DeviceFlags):
     """Flags of ``experiments.mnist``."""
 
     flows: int = flag(5, "K, the number of planar layers; 0: an ordinary VAE", at_least=0, at_most=10_000, named=True)
-    epochs: int = flag(30, "passes over the training images; more go on", at_least=1, at_most=10**6, resumable=True)
-    seed: int = flag(0, "everything random follows from it", at_least=0, at_most=2**32 - 1, named=True)
+    epochs: int = flag(
+        30,
+        "passes over the training images; a greater number continues a run",
+        at_least=1,
+        at_most=10**6,
+        resumable=True,
+    )
+    seed: int = flag(0, "seed of everything random", at_least=0, at_most=2**32 - 1, named=True)
     dataset: str = flag(
         "auto",
         f"{', '.join(DATASETS)}, or FILE.npz with x_train, x_test: [N, H, W] or [N, H, W, 3] uint8; or a folder with "
@@ -62,30 +68,30 @@ class Config(DeviceFlags):
     )
     data_dir: str | None = flag(None, "folder with the files of the data set; downloads go there", resumable=True)
     classes: tuple[int, ...] | None = flag(None, "train and test on these labels alone, as in 3,8")
-    validation: int = flag(0, "training images held out, by which the best checkpoint is chosen", at_least=0)
+    validation: int = flag(0, "how many training images to hold out, to choose the best checkpoint by", at_least=0)
     patience: int = flag(
-        0, "the run ends after so many epochs without a better validation loss; 0: never", at_least=0, resumable=True
+        0, "end the run after this many epochs without a better validation loss; 0: never", at_least=0, resumable=True
     )
     objective: str = flag("elbo", "what is minimised", choices=OBJECTIVES)
-    train_samples: int = flag(1, "k, samples an image of iwae; 1: the elbo", at_least=1, at_most=100_000)
+    train_samples: int = flag(1, "k, samples per image for iwae; 1 gives the elbo", at_least=1, at_most=100_000)
     binarization: str = flag(
-        None, "default: dynamic; none for reconstruction, logistic and gaussian", choices=BINARIZATIONS
+        None,
+        "how grey levels become 0 or 1; default: dynamic; none for reconstruction, logistic and gaussian",
+        choices=BINARIZATIONS,
     )
     likelihood: str = flag(
         "bernoulli",
-        f"p(x|z); what its nats are of: {', '.join(f'{k}: {v.measures}' for k, v in LIKELIHOODS.items())}",
+        f"p(x|z); its nats are of {', '.join(f'{v.measures} ({k})' for k, v in LIKELIHOODS.items())}",
         choices=tuple(LIKELIHOODS),
     )
-    posterior: str = flag(
-        "diagonal", "q(z|x); diagonal, full: covariance of a normal before the layers", choices=tuple(POSTERIORS)
-    )
+    posterior: str = flag("diagonal", "covariance of q(z|x) before the planar layers", choices=tuple(POSTERIORS))
     amortized: bool = flag(False, "the encoder gives each image its own flow")
     h: str = flag("tanh", "the flow's nonlinearity", choices=tuple(NONLINEARITIES))
     latent: int = flag(40, "size of z", at_least=1, at_most=100_000)
-    encoder: str = flag("mlp", "conv: gated convolutions, also of the decoder", choices=("mlp", "conv"))
+    encoder: str = flag("mlp", "conv: gated convolutions in encoder and decoder", choices=("mlp", "conv"))
     layers: int = flag(1, "hidden layers of an mlp", at_least=1, at_most=2)
     hidden: int = flag(400, "width of the hidden layers of an mlp", at_least=1, at_most=100_000)
-    batch_size: int = flag(128, "images a step", at_least=1)
+    batch_size: int = flag(128, "images per step", at_least=1)
     optimizer: str = flag(None, "default: schedule_free; adam for reconstruction", choices=OPTIMIZERS)
     learning_rate: float = flag(
         None,
@@ -93,32 +99,40 @@ class Config(DeviceFlags):
         above=0.0,
         at_most=1e30,
     )
-    warmup_steps: int = flag(None, "of the learning rate; default: an epoch for schedule_free, 0 for adam", at_least=0)
+    warmup_steps: int = flag(
+        None, "steps of learning-rate warm-up; default: an epoch for schedule_free, 0 for adam", at_least=0
+    )
     weight_decay: float = flag(0.0, "decoupled from the gradient", at_least=0.0, at_most=1e30)
-    clip_norm: float = flag(0.0, "scales gradients of a greater norm down to it; 0: none", at_least=0.0, at_most=1e30)
+    clip_norm: float = flag(
+        0.0, "scales gradients of a greater norm down to this norm; 0: no clipping", at_least=0.0, at_most=1e30
+    )
     kl_warmup: int = flag(0, "epochs over which the weight of the KL term grows from 0 to 1", at_least=0)
     energy_annealing: int = flag(
         0, "epochs over which the temperature of log p(x, z) grows from 0.01 to 1 (Rezende & Mohamed)", at_least=0
     )
     prng: str = flag(
         "threefry2x32",
-        "of the training's random numbers; threefry2x32: the same anywhere; rbg, unsafe_rbg: the device's generator",
+        "generator of the training's random numbers: threefry2x32, equal on all devices; or that of the device",
         choices=("threefry2x32", "rbg", "unsafe_rbg"),
     )
-    precision: str = flag("float32", "of encoder and decoder; all else is float32", choices=PRECISIONS)
-    nll_samples: int = flag(128, "importance samples an image of the NLL", at_least=1, at_most=100_000, evaluation=True)
+    precision: str = flag(
+        "float32", "dtype in which encoder and decoder compute; all else is float32", choices=PRECISIONS
+    )
+    nll_samples: int = flag(
+        128, "importance samples per image for the NLL", at_least=1, at_most=100_000, evaluation=True
+    )
 
 
 class Splits(NamedTuple):
-    """The images of a run, whole on the devices or streamed from the host."""
+    """The images of a run, whole on the devices or streamed from the host, by split."""
 
     train: Any  # uint8, as ``fit`` takes them
     test: Any  # as ``evaluation`` takes them
-    valid: Any  # likewise, or None
+    valid: Any  # as ``evaluation`` takes them, or None
 
 
 def main(argv: list[str], *, pictures: bool = True) -> None:
-    """Trains, evaluates, draws and writes.
+    """Trains a VAE and writes its figures.
 
     Args:
         argv: the flags, without the program's name.
@@ -134,12 +148,12 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
 def train(
     config: Config, data: Dataset, identity: dict[str, Any], notes: Sequence[str] = (), *, pictures: bool = True
 ) -> dict[str, Any]:
-    """One run, to its end; returns its summary.
+    """Trains one run to its end and returns its summary.
 
     Args:
         config: the flags.
         data: the images.
-        identity: of the data, for ``config.json``.
+        identity: what identifies the data in ``config.json``.
         notes: remarks on the data, shown when a run begins.
         pictures: whether to draw the figures.
     """
@@ -204,7 +218,7 @@ def train(
 
 
 def run_devices(config: Config) -> Devices:
-    """What the run computes on."""
+    """Returns the devices that the run computes on."""
     return choose_devices(
         config.batch_size,
         config.devices,
@@ -215,12 +229,12 @@ def run_devices(config: Config) -> Devices:
 
 
 def on_host(config: Config, data: Dataset) -> bool:
-    """Whether the images stay on the host; by default those that are mapped from npy files do."""
+    """Returns whether the images stay on the host, which is the default for images mapped from npy files."""
     return (config.images or ("host" if isinstance(data.x_train, np.memmap) else "device")) == "host"
 
 
 def place(config: Config, data: Dataset) -> Splits:
-    """The images as they are trained on and evaluated, on the devices or on the host (``--images``)."""
+    """Returns the images as they are trained on and evaluated, on the devices or on the host (``--images``)."""
     host = on_host(config, data)
 
     def evaluated(x: Any, index: Any, split: str) -> Any:
@@ -234,12 +248,12 @@ def place(config: Config, data: Dataset) -> Splits:
 
 
 def watched_split(data: Dataset) -> str:
-    """The split whose loss is computed after each epoch: validation images if there are any."""
+    """Returns the split whose loss is computed after each epoch: validation images if there are any."""
     return "test" if data.x_valid is None else "validation"
 
 
 def start(config: Config, data: Dataset, images: Splits, devices: Devices) -> dict[str, Any]:
-    """The arguments of ``fit``: model and key, loss, optimiser and images."""
+    """Returns the arguments of ``fit``: model, key, loss, optimiser, images and sizes."""
     init_key, train_key = jax.random.split(jax.random.key(config.seed, impl=config.prng))
     steps_per_epoch, split = len(data.x_train) // config.batch_size, watched_split(data)
     watched = devices.replicate(images.test if images.valid is None else images.valid)
@@ -276,7 +290,7 @@ def start(config: Config, data: Dataset, images: Splits, devices: Devices) -> di
 
 
 def check_flags(config: Config) -> None:
-    """Checks the flags against each other."""
+    """Checks the flags against each other; raises UsageError."""
     if config.amortized and config.flows == 0:
         raise UsageError("--amortized needs --flows of at least 1; got --flows=0")
     if config.train_samples > 1 and config.objective != "iwae":
@@ -299,7 +313,11 @@ def check_flags(config: Config) -> None:
 
 
 def with_defaults(config: Config, data: Dataset) -> Config:
-    """The flags with the defaults that depend on other flags and on the data; checks them against the data."""
+    """Returns the flags with the defaults that depend on other flags and on the data.
+
+    Raises:
+        UsageError: the flags do not fit the data.
+    """
     if config.batch_size > len(data.x_train):
         size = f"{len(data.x_train)} training images of {data.name}"
         raise UsageError(f"--batch_size must be at most the {size}; got {config.batch_size}")

@@ -1,16 +1,16 @@
-"""What can be done with a run of ``experiments.mnist``, or of an experiment of one's own (``--build``):
+"""Uses the model of a run of ``experiments.mnist``, or of another experiment (``--build``):
 
     python -m experiments.use --workdir=DIR --reconstruct=FILE.npz    images of a file and their reconstructions
     python -m experiments.use --workdir=DIR --samples=64              pictures decoded from the prior
-    python -m experiments.use --workdir=DIR --interpolate=0,3         on straight lines between two test images
+    python -m experiments.use --workdir=DIR --interpolate=0,3         pictures between two test images
     python -m experiments.use --workdir=DIR --scores=FILE.npz         free energy and NLL of each image of a file
-    python -m experiments.use --workdir=DIR --gap=100                 where the free energy's gap to NLL comes from
+    python -m experiments.use --workdir=DIR --gap=100                 the parts of the gap from free energy to NLL
 
 Each writes its files (PNG, NPZ, CSV, JSON) into ``WORKDIR/use/``, or into ``--output``. ``FILE.npz`` holds images
 ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 or floats in 0..1, as ``x_test`` or
-as its only array; PNG files will do too, as in ``--reconstruct='digits/*.png'``. The images of ``--scores`` are
-drawn as the run draws its test images, so the run's own test images have the figures that the run gave them. A file
-that is there already stays: the next one is called ``scores-2.csv``. ``--gap=100`` takes some minutes on two cores.
+as its only array; PNG files are accepted too, as in ``--reconstruct='digits/*.png'``. ``--scores`` binarises images as
+the run binarises its test images, so the run's test images get the figures that the run gave them. An existing file is
+kept: the next one is called ``scores-2.csv``. ``--gap=100`` takes some minutes on two cores.
 """
 
 import csv
@@ -54,39 +54,39 @@ class Config:
     workdir: str = flag(None, "the folder of a run")
     checkpoint: str = flag(
         None,
-        "latest, or best: lowest validation loss; default: latest; best of a run with --patience",
+        "latest, or best (lowest validation loss); default: latest, or best for a run with --patience",
         choices=("latest", "best"),
     )
     build: str | None = flag(
-        None, "FILE.py:FUNCTION or MODULE:FUNCTION, build(flags, image_shape) -> model, of an experiment of one's own"
+        None, "FILE.py:FUNCTION or MODULE:FUNCTION, build(flags, image_shape) -> model, for another experiment"
     )
-    output: str | None = flag(None, "folder for what is written; default: WORKDIR/use")
+    output: str | None = flag(None, "folder for the results; default: WORKDIR/use")
     reconstruct: str | None = flag(None, "FILE.npz, a picture, or a pattern as in 'digits/*.png'")
     samples: int | None = flag(None, "how many pictures to decode from the prior", at_least=1, at_most=100_000)
     interpolate: tuple[int, ...] | None = flag(None, "the numbers of two test images, as in 0,3", at_least=0)
     scores: str | None = flag(None, "FILE.npz, a picture, or a pattern")
     gap: int | None = flag(None, "how many test images to optimise q for", at_least=1)
-    gap_steps: int = flag(Settings().steps, "of Adam for each image's q", at_least=1)
+    gap_steps: int = flag(Settings().steps, "steps of Adam for each image's q", at_least=1)
     nll_samples: int | None = flag(
         None,
-        "importance samples of an image; default: as many as the run for --scores, 5000 for --gap",
+        "importance samples per image; default: those of the run for --scores, 5000 for --gap",
         at_least=1,
         at_most=100_000,
     )
-    dataset: str | None = flag(None, "for --interpolate and --gap, where the run's own is somewhere else now")
-    data_dir: str | None = flag(None, "likewise")
-    seed: int = flag(0, "of the pictures that --samples draws", at_least=0, at_most=2**32 - 1)
+    dataset: str | None = flag(None, "the run's data set for --interpolate and --gap, if it has moved")
+    data_dir: str | None = flag(None, "the folder of that data set, if it has moved")
+    seed: int = flag(0, "seed of the pictures that --samples draws", at_least=0, at_most=2**32 - 1)
 
 
 def main(argv: list[str]) -> None:
-    """Does what is asked for; ``argv`` without the program's name."""
+    """Runs the task that the flags name; ``argv`` does not contain the program's name."""
     config = parse(Config, argv, __doc__)
     task, folder = the_task(config), output_folder(config)
     try:
         with as_run_error(ImportError):
             plotting.check_figures()
             run = load_run(config.workdir, config.checkpoint or "latest", builder(config.build))
-            if config.checkpoint is None and run.config.get("patience"):  # as its summary is
+            if config.checkpoint is None and run.config.get("patience"):  # as the figures of its summary
                 run = load_run(config.workdir, "best", builder(config.build))
     except CheckpointError:
         raise
@@ -113,11 +113,11 @@ def main(argv: list[str]) -> None:
     say(f"written into {folder}")
 
 
-# --- What is asked for
+# --- The flags
 
 
 def the_task(config: Config) -> str:
-    """The one that the flags name."""
+    """Returns the task that the flags name; raises UsageError unless they name exactly one."""
     if not config.workdir:
         raise UsageError(f"--workdir must be the folder of a run; got {config.workdir!r}")
     named = [task for task in TASKS if getattr(config, task) is not None]
@@ -129,14 +129,14 @@ def the_task(config: Config) -> str:
 
 
 def output_folder(config: Config) -> Path:
-    """The folder for what is written."""
+    """Returns the folder for the results."""
     if config.output is not None:
         check_local("output", config.output)
     return Path(config.output or Path(config.workdir) / "use").expanduser()
 
 
 def builder(place: str | None) -> Build | None:
-    """The function that makes the model of an experiment of one's own."""
+    """Returns the function that ``--build`` names; None without ``--build``."""
     if place is None:
         return None
     module, _, name = place.rpartition(":")
@@ -149,7 +149,7 @@ def builder(place: str | None) -> Build | None:
 
 
 def made(folder: Path) -> Path:
-    """Makes the folder."""
+    """Makes the folder and returns it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -158,8 +158,8 @@ def made(folder: Path) -> Path:
 
 
 def images_of_file(run: Run, name: str, place: str) -> np.ndarray:
-    """``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8 of the run's size."""
-    warnings.filterwarnings("ignore", message=re.escape(NEARLY_BLACK))  # read_images tells that it is
+    """Reads images of the run's size, ``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8."""
+    warnings.filterwarnings("ignore", message=re.escape(NEARLY_BLACK))  # read_images warns of that itself
     try:
         return read_images(place, run.image_shape, warn)
     except DataError as error:
@@ -167,11 +167,11 @@ def images_of_file(run: Run, name: str, place: str) -> np.ndarray:
 
 
 def images_of_run(run: Run, config: Config) -> Dataset:
-    """The data set that the run was trained on."""
+    """Loads the data set that the run was trained on; raises UsageError if other images are found."""
     flags = run.config
     name, data_dir = config.dataset or flags["dataset"], config.data_dir or flags.get("data_dir")
     classes = flags.get("classes")
-    notes: list[str] = []  # which the run has told, if these are its images
+    notes: list[str] = []  # the run has shown them already, if these are its images
     data, identity = load_images(name, data_dir, tuple(classes) if classes else None, 0, notes.append)
     stored = (read_config(config.workdir) or {}).get("data") or {}
     if stored.get("crc32") not in (None, identity["crc32"]):
@@ -185,7 +185,7 @@ def images_of_run(run: Run, config: Config) -> Dataset:
 
 
 def two_of(numbers: tuple[int, ...], data: Dataset) -> np.ndarray:
-    """Indices of two test images."""
+    """Returns the indices of two test images; raises UsageError if there are no such images."""
     size = len(data.x_test)
     if len(numbers) != 2 or max(numbers) >= size:
         came = ",".join(map(str, numbers))
@@ -194,7 +194,7 @@ def two_of(numbers: tuple[int, ...], data: Dataset) -> np.ndarray:
 
 
 def check_gap(run: Run, count: int, data: Dataset) -> None:
-    """Whether there is a gap to be found."""
+    """Checks that the gap can be computed; raises UsageError if not."""
     if count > len(data.x_test):
         raise UsageError(f"--gap must be at most the {len(data.x_test)} test images of {data.name}; got {count}")
     posterior = evaluation.abstract_posterior(run.model, run.image_shape)
@@ -204,23 +204,23 @@ def check_gap(run: Run, count: int, data: Dataset) -> None:
         raise UsageError("--gap needs a run that minimised a free energy; got one of --objective=reconstruction")
 
 
-# --- What is done
+# --- The tasks
 
 
 def save_figure(path: Path, figure: Any) -> None:
-    """Whole or not at all, as all files here."""
+    """Writes a figure as PNG, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
-    """An npz file."""
+    """Writes arrays as an npz file, whole or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def save_rows(path: Path, columns: Mapping[str, Any]) -> None:
-    """A csv file with a line for each image."""
+    """Writes a csv file with a line for each image, whole or not at all."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -228,18 +228,18 @@ def save_rows(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def unused(folder: Path, name: str, *endings: str) -> str:
-    """``name``, or the first of ``name-2``, ``name-3``, ... of which there is no file with one of the endings."""
+    """Returns the first of ``name``, ``name-2``, ``name-3``, ... that no file with one of the endings has."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(one for one in names if not any((folder / f"{one}{ending}").exists() for ending in endings))
 
 
 def nats_of(run: Run) -> str:
-    """What the nats of a run measure."""
+    """Returns what the nats of a run measure, in words."""
     return measured(run.model.likelihood, run.binarization)
 
 
 def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
-    """Pixel means decoded from the prior."""
+    """Writes pixel means decoded from draws of the prior."""
     drawn = np.asarray(run.sample(key, count))
     name = unused(folder, "samples", ".npz", ".png")
     save_arrays(folder / f"{name}.npz", samples=drawn)
@@ -250,7 +250,7 @@ def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
 
 
 def reconstruct(run: Run, images: np.ndarray, folder: Path) -> None:
-    """Images above what is decoded from their posteriors' means."""
+    """Writes reconstructions, and a page that shows them below the images."""
     decoded = np.asarray(run.reconstruct(images))
     name = unused(folder, "reconstructions", ".npz", ".png")
     save_arrays(folder / f"{name}.npz", images=images, reconstructions=decoded)
@@ -260,7 +260,7 @@ def reconstruct(run: Run, images: np.ndarray, folder: Path) -> None:
 
 
 def interpolate(run: Run, data: Dataset, chosen: np.ndarray, folder: Path) -> None:
-    """Two test images and the pictures between them, in z_0 and in z_K."""
+    """Writes the pictures on straight lines between two test images, in z_0 and in z_K."""
     test = evaluation.fixed_images(data.x_test[chosen], data.test_index[chosen], "test", run.binarization)
     title = f"Pixel means on straight lines between test images {chosen[0]} and {chosen[1]} of {data.name}"
     page, lines = draw_interpolations(run.model, test.pixels[:1], test.pixels[1:], title)
@@ -270,7 +270,7 @@ def interpolate(run: Run, data: Dataset, chosen: np.ndarray, folder: Path) -> No
 
 
 def score(run: Run, images: np.ndarray, samples: int, folder: Path) -> None:
-    """Free energy and importance-sampled NLL of each image, drawn as an image of its place in the test set is."""
+    """Writes free energy and NLL of each image, with the random numbers of the test image at the same index."""
     test = evaluation.fixed_images(images, np.arange(len(images)), "test", run.binarization)
     found = evaluation.evaluate(run.model, test, nll_samples=samples)
     figures = {"free_energy": found.free_energy, "nll": found.nll}
@@ -283,7 +283,7 @@ def score(run: Run, images: np.ndarray, samples: int, folder: Path) -> None:
 
 
 def find_gap(run: Run, data: Dataset, count: int, settings: Settings, folder: Path) -> None:
-    """The parts of the gap between the free energy and -log p(x), over test images spread evenly."""
+    """Writes the parts of the gap between free energy and -log p(x), over test images spread evenly."""
     rows = np.linspace(0, len(data.x_test) - 1, count).astype(int)
     test = evaluation.fixed_images(data.x_test[rows], data.test_index[rows], "test", run.binarization)
     parts = []

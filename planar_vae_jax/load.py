@@ -4,7 +4,7 @@
     pictures = run.reconstruct(images)              # images [N, H, W], uint8 0..255 or float 0..1
     pictures = run.sample(jax.random.key(0), 64)    # [64, H, W] in 0..1
 
-For a run of another experiment, ``load_run(workdir, build=build)`` takes a function that makes its model:
+For a run of another experiment, pass a function that makes its model, ``load_run(workdir, build=build)``:
 
     def build(flags, image_shape):                  # the flags of the run, by name
         return VAE(MyEncoder(image_shape, rngs=nnx.Rngs(0)), ...)
@@ -35,7 +35,7 @@ from planar_vae_jax.vae.objectives import Model
 Array = jax.Array | np.ndarray
 Build = Callable[[Mapping[str, Any], tuple[int, ...]], Model]  # (flags, image_shape) -> a module
 NEARLY_BLACK = "uint8 images are 0 to 255, and these are 0 and 1; multiply them by 255 if 1 was meant as white"
-_SLACK = 1e-6  # beyond 0..1, what rounding adds to black and white
+_SLACK = 1e-6  # how far rounding may carry black and white out of 0..1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +43,22 @@ class Run:
     """A trained VAE as functions on images.
 
     Images are ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 in 0..255 or floats in
-    0..1, and are binarised as in training. Pictures are pixel means of that shape in 0..1, ``z`` is ``[N, L]``, and
-    figures are ``[N]`` in nats of what :func:`planar_vae_jax.vae.likelihoods.measured` says. The draws for image i
-    follow from the key and from i.
+    0..1, and are binarised as in training. Pictures are pixel means of that shape in 0..1, and ``z`` is ``[N, L]``.
+    Figures are ``[N]`` in nats; :func:`planar_vae_jax.vae.likelihoods.measured` says what these nats measure. The draws
+    for image i depend on the key and on i alone.
 
-    All methods compute 1000 images at a time, so memory grows with the images and the results alone.
+    Every method computes 1000 images at a time, so only the images and the results need memory in proportion to N.
 
     Raises:
-        ValueError: (every method) for images or ``z`` of another shape, dtype or range, or for a number that is not a
-            whole number in its range.
+        ValueError: (every method) if images or ``z`` have another shape, dtype or range, or if a number is not a whole
+            number in its range.
     """
 
     config: Mapping[str, Any]  # every flag of the run
     model: Model = dataclasses.field(repr=False)  # a VAE
-    step: int  # of the checkpoint
+    step: int  # training steps up to the checkpoint
     binarization: str  # one of BINARIZATIONS
-    image_shape: tuple[int, ...] = ()  # (H, W) or (H, W, C); (): as the model's encoder says
+    image_shape: tuple[int, ...] = ()  # (H, W) or (H, W, C); (): that of the model's encoder
 
     def __post_init__(self) -> None:
         if not self.image_shape:
@@ -66,11 +66,11 @@ class Run:
             object.__setattr__(self, "image_shape", tuple(encoder.image_shape))
 
     def encode(self, images: Array, key: jax.Array) -> jax.Array:
-        """One sample ``z_K ~ q(z|x)`` for each image."""
+        """Returns a sample ``z_K ~ q(z|x)`` for each image, ``[N, L]``."""
         return self._map(_codes, images, key)
 
     def decode(self, z: Array) -> jax.Array:
-        """Pictures of ``z``."""
+        """Returns the pictures that the decoder gives for ``z``."""
         like = evaluation.abstract_posterior(self.model, self.image_shape).mean
         z = np.asarray(z, like.dtype)
         if z.ndim != 2 or z.shape[1] != like.shape[-1]:
@@ -78,27 +78,27 @@ class Run:
         return _joined(_decode(self.model, z[rows]) for rows in _batches(len(z)))[: len(z)]
 
     def reconstruct(self, images: Array) -> jax.Array:
-        """Pictures decoded from the mean of each posterior, sent through the flow; binarised by a fixed key."""
+        """Returns the decoded picture of each image, z_0 being the mean of q_0; images are binarised by a fixed key."""
         return self._map(_reconstruct, images, evaluation.fixed_key())
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
-        """``n`` pictures decoded from the prior; the first are the same for every ``n``."""
+        """Returns ``n`` pictures decoded from draws of the prior; picture i is the same for every ``n``."""
         n, key = _whole_number("n", n, at_least=0), objectives.typed_key(key)
         like = evaluation.abstract_posterior(self.model, self.image_shape).mean
         parts = (_sample(self.model, _index(rows), key, like.shape[-1], like.dtype) for rows in _batches(n))
         return _joined(parts)[:n]
 
     def free_energy(self, images: Array, key: jax.Array) -> jax.Array:
-        """Free energy of each image, with one sample of each."""
+        """Returns the free energy of each image, estimated with one sample of z."""
         return self._map(_free_energy, images, key)
 
     def nll(self, images: Array, key: jax.Array, samples: int = 128) -> jax.Array:
-        """``-log p(x)`` of each image by importance sampling."""
+        """Returns ``-log p(x)`` of each image, estimated with ``samples`` importance samples."""
         samples = _whole_number("samples", samples, at_least=1)
         return self._map(functools.partial(_nll, samples=samples), images, key)
 
     def _map(self, function: Callable[[Model, Images], jax.Array], images: Array, key: jax.Array) -> jax.Array:
-        """``function`` of binarised images, batch by batch."""
+        """Returns ``function`` of the binarised images, computed batch by batch."""
         pixels, key = _as_uint8(images, self.image_shape), objectives.typed_key(key)
         parts = (
             function(self.model, _draw(pixels[rows], _index(rows), key, self.binarization))
@@ -108,7 +108,7 @@ class Run:
 
 
 def _batches(size: int) -> Iterator[np.ndarray]:
-    """Rows of each batch; the last batch is filled up with the first rows, so that all have one shape."""
+    """Yields the rows of each batch; the first rows fill up the last batch, so that all batches have one shape."""
     batch = max(1, min(size, BATCH))
     for start in range(0, max(1, size), batch):
         yield (start + np.arange(batch)) % size if size else np.arange(0)
@@ -119,7 +119,7 @@ def _index(rows: np.ndarray) -> np.ndarray:
 
 
 def _joined(parts: Iterator[jax.Array]) -> jax.Array:
-    """Parts that are computed one after the other, as one array."""
+    """Returns parts, which are computed one after the other, as one array."""
     return jnp.asarray(np.concatenate([np.asarray(part) for part in parts]))
 
 
@@ -188,26 +188,26 @@ def _as_uint8(images: Array, shape: tuple[int, ...]) -> np.ndarray:
     return np.clip(np.round(255.0 * images.astype(np.float32)), 0.0, 255.0).astype(np.uint8)
 
 
-# --- From a folder
+# --- Reading the folder of a run
 
 
 def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest", build: Build | None = None) -> Run:
-    """Opens the trained model of a run; reads only, also while the run is in progress.
+    """Opens the trained model of a run, which may still be in progress; nothing is written.
 
     A warning names each damaged checkpoint that ``"latest"`` skips.
 
     Args:
         workdir: the folder of the run.
-        checkpoint: ``"latest"``, or ``"best"``: the lowest validation loss.
-        build: ``build(flags, image_shape) -> module`` makes the model of an experiment of one's own, of the shapes that
-            were trained; its values do not matter. The default makes the model of ``experiments.mnist``.
+        checkpoint: ``"latest"``, or ``"best"`` for the one with the lowest validation loss.
+        build: ``build(flags, image_shape) -> module`` makes the model of another experiment. Its parameters need the
+            shapes that were trained; their values do not matter. The default makes the model of ``experiments.mnist``.
 
     Returns:
-        The run. Its binarisation is the flag ``binarization``; for a run without this flag it is ``"dynamic"`` if the
-        likelihood is of binary pixels, and otherwise ``"none"``.
+        The run. Its binarisation is that of the flag ``binarization``; without this flag it is ``"dynamic"`` for a
+        likelihood of binary pixels, and otherwise ``"none"``.
 
     Raises:
-        ValueError: if the folder is not that of such a run, or its parameters are not those of the model.
+        ValueError: if the folder is not that of such a run, or its parameters do not fit the model.
         planar_vae_jax.runs.checkpoints.CheckpointError: if there is no such checkpoint, or it is damaged.
     """
     if checkpoint not in ("latest", "best"):
@@ -231,12 +231,12 @@ def load_run(workdir: str | os.PathLike[str], checkpoint: str = "latest", build:
 
 
 def model_from_flags(flags: Mapping[str, Any], image_shape: tuple[int, ...], key: jax.Array | None = None) -> VAE:
-    """The model that the flags of ``experiments.mnist`` describe.
+    """Makes the model that the flags of ``experiments.mnist`` describe.
 
     Args:
-        flags: by name.
+        flags: the values of the flags by name.
         image_shape: ``(H, W)`` or ``(H, W, C)``.
-        key: of the initial parameters; default: a fixed one.
+        key: the PRNG key of the initial parameters; default: a fixed key.
 
     Raises:
         KeyError: if a flag is missing.
@@ -251,7 +251,7 @@ def model_from_flags(flags: Mapping[str, Any], image_shape: tuple[int, ...], key
 
 
 def _read_config(folder: Path, wanted: str | None) -> dict[str, Any]:
-    """The content of ``config.json``, of a run of experiment ``wanted`` (None: of any)."""
+    """Returns the content of ``config.json``; the run must be one of experiment ``wanted``, unless that is None."""
     from planar_vae_jax.runs.config import LAYOUT
 
     path = folder / "config.json"
@@ -274,7 +274,7 @@ def _read_config(folder: Path, wanted: str | None) -> dict[str, Any]:
 
 
 def _read_model(folder: Path, checkpoint: str, like: Any) -> tuple[Any, int]:
-    """The module ``like``, whose leaves are shapes, filled with the stored parameters; the step of the checkpoint."""
+    """Returns the module ``like``, whose leaves are shapes, with the stored parameters, and the checkpoint's step."""
     from planar_vae_jax.runs.checkpoints import NoCheckpointError, fill_params, read_checkpoint
 
     try:

@@ -1,4 +1,4 @@
-"""What a run of a VAE writes at its end: the figures of ``summary.json``, the table that is printed, and the pictures.
+"""What a run of a VAE reports at its end: the figures of ``summary.json``, the printed table and the pictures.
 
     results = report.collect_results(model, figures, test, labels, nll_samples=128)    # figures of all test images
     report.draw_run(save, model, data, test, results, lines, split="test", title=title, objective="elbo")
@@ -32,8 +32,8 @@ SaveFigure = Callable[[str, Figure], object]  # (file name, figure), as ``RunFol
 
 _ROWS = 4  # images, or pairs of images, on a page of the latent space
 STEPS = 9  # pictures between two images
-_COORDINATES = 8  # of the code on a page
-_VALUES = np.linspace(-3.0, 3.0, 13)  # that a coordinate of the code is set to
+_COORDINATES = 8  # coordinates of the code on a page
+_VALUES = np.linspace(-3.0, 3.0, 13)  # values that a traversal gives to a coordinate of the code
 _PRIOR_PICTURES = 100
 
 
@@ -43,9 +43,9 @@ _PRIOR_PICTURES = 100
 class Results(NamedTuple):
     """Figures of a model on its test images."""
 
-    figures: Figures  # of each image
+    figures: Figures  # the figures of each image
     overall: dict[str, float | None]  # mean and standard error of each figure over all images
-    by_class: dict[str, dict[str, Any]]  # label -> the same, and the number of "images"; empty without labels
+    by_class: dict[str, dict[str, Any]]  # by label: the same, and the number of "images"; empty without labels
     course: dict[str, dict[str, Any]]  # NLL by the number of importance samples
     units: dict[str, Any]  # what each latent dimension carries (``latent.active_units``)
 
@@ -56,7 +56,7 @@ class Results(NamedTuple):
 
 
 def figure_names(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The figures of a row of ``summary.json``, without their standard errors."""
+    """Returns the names of the figures in a row of ``summary.json``, without their standard errors."""
     return tuple(name for name in row if not name.endswith("_se"))
 
 
@@ -69,15 +69,15 @@ def collect_results(
     nll_samples: int,
     bits_of: int | None = None,
 ) -> Results:
-    """Means, errors and latent units of the test images.
+    """Returns means, errors and active units of a model on its test images.
 
     Args:
         model: a VAE.
-        figures: of each image, by :func:`planar_vae_jax.analysis.evaluation.evaluate`.
-        test: the images.
-        labels: ``[N]``, or None.
-        nll_samples: with which ``figures`` was computed.
-        bits_of: the number of pixels times channels of an image, to give its NLL in bits too; None where nats are not
+        figures: the figures of each image, as :func:`planar_vae_jax.analysis.evaluation.evaluate` returns them.
+        test: the test images.
+        labels: the class of each image, ``[N]``, or None.
+        nll_samples: the number of importance samples in ``figures``.
+        bits_of: pixels times channels of an image, to give the NLL in bits per dimension too; None if the nats are not
             those of uint8 images.
     """
     overall, by_class = evaluation.means(figures), evaluation.means_by_class(figures, labels)
@@ -91,14 +91,14 @@ def collect_results(
 def summary(
     results: Results, lines: Sequence[Mapping[str, Any]], data: Dataset, flags: Mapping[str, Any], *, seconds: float
 ) -> dict[str, Any]:
-    """The content of ``summary.json``.
+    """Returns the content of ``summary.json``.
 
     Args:
-        results: of the test images.
-        lines: of ``metrics.jsonl``, one an epoch.
-        data: what the run was trained on.
-        flags: what identifies the run, such as ``"flows"`` and ``"binarization"``.
-        seconds: that the run has taken.
+        results: the results on the test images.
+        lines: the lines of ``metrics.jsonl``, one per epoch.
+        data: the data that the run was trained on.
+        flags: the flags that identify the run, such as ``"flows"`` and ``"binarization"``.
+        seconds: time that the run has taken.
     """
     return {
         "dataset": data.name,
@@ -132,7 +132,7 @@ def print_results(results: Results) -> None:
     print(f"active units: {units['count']} of {units['of']} (the mean of z_K varies by more than {units['threshold']})")
 
 
-# --- Words
+# --- Titles and notes
 
 
 def describe(
@@ -152,14 +152,14 @@ def describe(
     classes: Sequence[int] | None = None,
     binary: bool = False,
 ) -> str:
-    """One line for titles: the data set and the settings by which the figures of this run differ from another's.
+    """Returns one line for titles: the data set, and the settings in which this run may differ from another.
 
     Args:
-        name: of the data set.
-        channels: of an image, 1 for grey levels.
+        name: the name of the data set.
+        channels: the number of channels of an image, 1 for grey levels.
         binary: whether the images were binary before ``binarization``.
-        binarization, flows, epochs, likelihood, encoder, layers, posterior, amortized, h, objective, classes: the flags
-            of ``experiments.mnist``.
+        binarization, flows, epochs, likelihood, encoder, layers, posterior, amortized, h, objective, classes: the
+            values of these flags of ``experiments.mnist``.
     """
     parts = [
         f"{name} classes {','.join(map(str, classes))}" if classes else name,
@@ -174,12 +174,12 @@ def describe(
 
 
 def binarized(binarization: str, binary: bool) -> str:
-    """How images become binary, for titles; ``binary``: they were binary before, and a draw changes nothing."""
+    """Says in titles how images become binary; ``binary``: they are binary already, and a draw changes nothing."""
     return "binary images" if binary else f"{binarization} binarisation"
 
 
 def binarization_note(binarization: str, binary: bool) -> str | None:
-    """One line for the start of a run that says what is done to grey images; None if nothing is done to them."""
+    """Returns a line for the start of a run that says how grey images are binarised; None if they are not."""
     if binary or binarization == "none":
         return None
     ways = {
@@ -217,14 +217,14 @@ def draw_run(
     """Draws every picture of a run and gives each to ``save`` with the name of its file.
 
     Args:
-        save: such as ``RunFolder.save_figure``.
+        save: called with the name and the figure, such as ``RunFolder.save_figure``.
         model: a VAE.
         data: the data set; its test images are shown.
-        test: these, as they are evaluated.
-        results: of the test images.
-        lines: of ``metrics.jsonl``, one an epoch.
-        split: whose loss was computed after each epoch, ``"test"`` or ``"validation"``.
-        title: the settings of the run, for every title (:func:`describe`).
+        test: the test images as they are evaluated.
+        results: the results on the test images.
+        lines: the lines of ``metrics.jsonl``, one per epoch.
+        split: the split whose loss was computed after each epoch, ``"test"`` or ``"validation"``.
+        title: the settings of the run, which every title shows (:func:`describe`).
         objective: one of ``OBJECTIVES``.
     """
     draw_images(save, model, data, test, title, objective)
@@ -235,7 +235,7 @@ def draw_run(
 def draw_images(
     save: SaveFigure, model: Model, data: Dataset, test: Images | Streamed, title: str, objective: str
 ) -> None:
-    """Reconstructions of test images, and samples from the prior (figures 3 and 4 of Xu et al. 2023)."""
+    """Draws reconstructions of test images, and samples from the prior (figures 3 and 4 of Xu et al. 2023)."""
     chosen, captions = examples(data)
     rows = {
         "original": data.x_test[chosen] / 255.0,
@@ -260,7 +260,7 @@ def draw_losses(
     title: str,
     objective: str,
 ) -> None:
-    """Loss curves with the first iteration and without, and the test loss by class (figures 5 and 6 of the paper)."""
+    """Draws the loss with and without the first step, and the test loss by class (figures 5 and 6 of the paper)."""
     label = "squared error per image" if objective == "reconstruction" else "free energy (nats per image)"
     trained = "importance bound (nats per image)" if objective == "iwae" else label
     curves = {
@@ -298,17 +298,17 @@ def draw_latent_space(
     title: str,
     objective: str,
 ) -> None:
-    """Draws every page on the latent space that the model can have.
+    """Draws the pages on the latent space that fit the model.
 
-    ``posteriors.png`` needs two latent dimensions, a planar flow, and a KL term in the objective: without it q
-    approximates nothing.
+    ``posteriors.png`` needs two latent dimensions, a planar flow, and a KL term in the objective, without which q
+    approximates no posterior.
 
     Args:
-        save: such as ``RunFolder.save_figure``.
+        save: called with the name and the figure, such as ``RunFolder.save_figure``.
         model: a VAE.
-        data: whose test images are shown.
-        test: these, as they are evaluated.
-        kl: ``[L]``, of each latent dimension over all test images, nats (``latent.latent_units``).
+        data: the data set; its test images are shown.
+        test: the test images as they are evaluated.
+        kl: ``[L]``, the KL of each latent dimension over all test images, in nats (``latent.latent_units``).
         title: the settings of the run.
         objective: one of ``OBJECTIVES``.
     """
@@ -328,7 +328,7 @@ def draw_latent_space(
 
 
 def _has_layers(posterior: Any) -> bool:
-    """Whether z_0 and z_K differ."""
+    """Returns whether z_0 and z_K differ."""
     return not isinstance(posterior, PlanarFlow) or posterior.params.b.shape[-1] > 0
 
 
@@ -354,13 +354,13 @@ def _interpolations(model: Model, posterior: Any, test: Images | Streamed, chose
 
 
 def draw_interpolations(model: Model, left: Any, right: Any, title: str) -> tuple[Figure, latent.Interpolations]:
-    """Rows of pictures between images, which stand at both ends: one row a pair without a flow, otherwise two.
+    """Draws rows of pictures between two images: one row per pair without a flow, otherwise two rows.
 
     Args:
         model: a VAE.
-        left: ``[P, H, W]`` uint8, as they are evaluated.
-        right: the other ends, likewise.
-        title: of the page.
+        left: ``[P, H, W]`` uint8, the images at the left ends, as they are evaluated.
+        right: ``[P, H, W]`` uint8, the images at the right ends.
+        title: the title of the page.
 
     Returns:
         The page, and the pictures on it.
@@ -416,7 +416,7 @@ PUBLISHED = {
     "nll": {0: 92.58, 10: 88.95, 20: 88.09, 40: 87.45, 80: 87.09},
 }
 _REPRODUCTION = "a reproduction of\nRezende & Mohamed"
-# The flags of what was trained there; how it was optimised may differ.
+# The settings of that model, as flags; its optimisation may differ.
 _PUBLISHED_SETTING: dict[str, Any] = {
     "objective": "elbo",
     "likelihood": "bernoulli",
@@ -438,25 +438,25 @@ _PANELS = {
 
 
 def comparable_to_published(flags: Mapping[str, Any], name: str, test_shape: tuple[int, ...]) -> bool:
-    """Whether figures of a run may stand beside the published ones.
+    """Returns whether figures of a run may stand beside the published ones.
 
     Args:
-        flags: of the run, by name.
-        name: of the data set.
-        test_shape: of all test images.
+        flags: the flags of the run by name.
+        name: the name of the data set.
+        test_shape: the shape of all test images together.
     """
     same = all(flags[flag] == value for flag, value in _PUBLISHED_SETTING.items())
     return same and name == "binarized_mnist" and test_shape == (10_000, 28, 28)
 
 
 def against_length(rows: Sequence[Mapping[str, Any]], objective: str, title: str, published: bool) -> Figure:
-    """Free energy and NLL against K, or the squared error if that is the objective.
+    """Draws free energy and NLL against K, or the squared error if that is the objective.
 
     Args:
-        rows: of :func:`planar_vae_jax.statistics.compare`.
+        rows: the rows that :func:`planar_vae_jax.statistics.compare` returns.
         objective: one of ``OBJECTIVES``.
         title: the settings of the sweep.
-        published: whether published figures are drawn beside.
+        published: whether published figures are drawn too.
     """
     names = ("squared_error",) if objective == "reconstruction" else ("free_energy", "nll")
     panels = {_PANELS[name]: [row[name] for row in rows] for name in names}
@@ -470,12 +470,12 @@ def against_length(rows: Sequence[Mapping[str, Any]], objective: str, title: str
 
 
 def each_class(models: Sequence[tuple[str, int, Dataset, Model, str]], title: str, *, count: int = 10) -> Figure:
-    """Test images of each class above their reconstructions by the models of their class.
+    """Draws test images of each class above their reconstructions by the models of that class.
 
     Args:
-        models: class, K, the images of the class, the model, and its binarisation.
-        title: of the page.
-        count: images of a class, at most.
+        models: for each model its class, K, the images of the class, the model, and its binarisation.
+        title: the title of the page.
+        count: the greatest number of images per class.
     """
     chosen: dict[str, np.ndarray] = {}
     for label, flows, data, model, binarization in models:

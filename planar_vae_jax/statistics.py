@@ -1,13 +1,13 @@
 """Means with their errors, and comparisons of models that were trained with several seeds each.
 
-``mean_and_error``, ``means_and_errors``, ``mean_and_interval`` compute; ``with_error`` and ``with_interval`` print no
-more digits than the error supports. ``compare`` makes a table of models:
+``mean_and_error``, ``means_and_errors`` and ``mean_and_interval`` compute figures; ``with_error`` and ``with_interval``
+format them with no more digits than the error supports. ``compare`` makes a table of models:
 
-    rows = compare({0: [run, ...], 5: [run, ...]}, ("free_energy", "nll"))    # flow length -> a run for each seed
+    rows = compare({0: [run, ...], 5: [run, ...]}, ("free_energy", "nll"))    # by flow length, one run for each seed
 
-The same seeds train every model, so what a seed changes in all models alike drops out of their difference. The interval
-is that of the differences seed by seed, far narrower than the spreads of the two figures suggest. ``markdown`` and
-``comma_separated`` write the rows as text.
+The same seeds train every model, so an effect that a seed has on all models alike drops out of their difference. The
+interval is that of the paired differences, one for each seed; it is far narrower than the spreads of the two figures
+suggest. ``markdown`` and ``comma_separated`` return the rows as text.
 """
 
 import csv
@@ -24,14 +24,14 @@ ONE_SEED = "One seed: there is no standard deviation over seeds, and no interval
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
-    """Mean of independent figures ``[N]`` and its standard error (None if N = 1), computed in float64."""
+    """Returns the mean of independent figures ``[N]`` and its standard error (None if N = 1), computed in float64."""
     values = np.asarray(values, np.float64)
     error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return float(np.mean(values)), error
 
 
 def means_and_errors(figures: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """``{name: mean, name_se: its standard error}`` of figures by name, each ``[N]``."""
+    """Returns ``{name: mean, name_se: its standard error}`` for figures by name, each ``[N]``."""
     result: dict[str, float | None] = {}
     for name, values in figures.items():
         result[name], result[f"{name}_se"] = mean_and_error(values)
@@ -39,7 +39,7 @@ def means_and_errors(figures: Mapping[str, np.ndarray]) -> dict[str, float | Non
 
 
 def with_error(mean: float | None, error: float | None) -> str:
-    """``99.12 ± 0.25``: the error to two digits, the mean to the same place; ``-`` if there is no finite mean."""
+    """Returns ``99.12 ± 0.25``: the error to two digits, the mean to the same place; ``-`` without a finite mean."""
     if mean is None or not math.isfinite(mean):
         return "-"
     if error is None or not math.isfinite(error):
@@ -54,7 +54,7 @@ def with_error(mean: float | None, error: float | None) -> str:
 
 
 def mean_and_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float | None, float | None]:
-    """Mean of independent figures ``[N]`` and its confidence interval by Student's t: ``(mean, low, high)``.
+    """Returns ``(mean, low, high)`` of independent figures ``[N]``: their mean and its interval by Student's t.
 
     ``low`` and ``high`` are None if N = 1.
     """
@@ -68,7 +68,7 @@ def mean_and_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[flo
 
 
 def with_interval(mean: float | None, low: float | None, high: float | None) -> str:
-    """``-0.52 [-0.61, -0.43]``, with two digits of the interval's half width; the mean alone without an interval."""
+    """Returns ``-0.52 [-0.61, -0.43]``, to two digits of the half width; the mean alone without an interval."""
     if mean is None or low is None or high is None or not math.isfinite(high - low):
         return with_error(mean, None)
     if high == low:
@@ -83,16 +83,16 @@ def with_interval(mean: float | None, low: float | None, high: float | None) -> 
 
 
 def compare(runs: Mapping[int, Sequence[Run]], figures: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each flow length, with differences to the first.
+    """Returns a row for each flow length, with differences to the first.
 
     Args:
-        runs: flow length -> a run for each seed, the same seeds in the same order.
-        figures: names of the figures that are compared.
+        runs: for each flow length one run per seed, with the same seeds in the same order.
+        figures: names of the figures to compare.
 
     Returns:
         ``{"flows", NAME: {"mean", "std", "by_seed"}, ..., "minus_first": {NAME: {"mean", "low", "high"}, ...},
         "per_class": {LABEL: {the same but for "flows" and "per_class"}}}``, where ``low`` and ``high`` bound the 95 %
-        interval of the paired difference by Student's t. A value is ``None`` if it needs more than one seed, or is not
+        interval of the paired difference by Student's t. A value is None if it needs more than one seed, or is not
         finite.
     """
     first = next(iter(runs.values()))
@@ -131,17 +131,18 @@ def _finite(value: float | None) -> float | None:
 
 
 def pooled(classes: Mapping[str, Mapping[str, Any]], figures: Sequence[str]) -> dict[str, float | None]:
-    """Means over the images of all classes, from the means of each class and its number of ``"images"``."""
+    """Returns means over the images of all classes, from the means of each class and its number of ``"images"``."""
     weights = np.array([row["images"] for row in classes.values()], np.float64)
     means = {name: np.array([row.get(name) for row in classes.values()], np.float64) for name in figures}
     return {name: _finite(float(np.average(values, weights=weights))) for name, values in means.items()}
 
 
 def latent_units(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over models of ``active_units`` and of ``kl_by_dimension`` of z_K, the largest first.
+    """Returns the means over models of ``active_units`` and of ``kl_by_dimension`` of z_K (nats, largest first).
 
     Args:
-        models: ``active_units`` in the summary of each (:func:`planar_vae_jax.analysis.latent.active_units`).
+        models: the entry ``active_units`` of each model's summary
+            (:func:`planar_vae_jax.analysis.latent.active_units`).
     """
     return {
         "active_units": float(np.mean([model["count"] for model in models])),
@@ -153,7 +154,7 @@ def latent_units(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
-    """The rows of :func:`compare` as Markdown: figures of all images, then each figure by class."""
+    """Returns the rows of :func:`compare` as Markdown: figures of all images, then each figure by class."""
     seeds, first = len(rows[0][figures[0]]["by_seed"]), rows[0]["flows"]
     head = ["K", *(name.replace("_", " ") for name in figures)]
     parts = [
@@ -177,10 +178,10 @@ def _known_by_class(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -
 
 
 def kl_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the KL of each latent dimension, a line for each flow length.
+    """Returns Markdown with the KL of each latent dimension, one line for each flow length.
 
     Args:
-        rows: each with ``"flows"``, and ``"kl_by_dimension"`` of each seed (:func:`latent_units`).
+        rows: rows with ``"flows"``, and with ``"kl_by_dimension"`` of each seed (:func:`latent_units`).
     """
     head = """KL of q(z_K|x) to the prior by latent dimension, largest first, as if normal and independent
 (nats; mean over images and seeds; those below 0.01 are counted).
@@ -210,17 +211,17 @@ def _by_class(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def _spread_text(spread: Mapping[str, Any]) -> str:
-    """``96.52 ± 0.24``: mean and standard deviation over seeds."""
+    """Returns ``96.52 ± 0.24``: mean and standard deviation over seeds."""
     return with_error(spread["mean"], spread["std"])
 
 
 def _interval_text(difference: Mapping[str, Any]) -> str:
-    """``-0.52 [-0.61, -0.43]``: mean and interval of a difference."""
+    """Returns ``-0.52 [-0.61, -0.43]``: mean and interval of a difference."""
     return with_interval(difference["mean"], difference["low"], difference["high"])
 
 
 def halves(differences: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """``{name: mean difference, name_se: half of the width of its interval}``, for a table."""
+    """Returns ``{name: mean difference, name_se: half the width of its interval}``, for a table."""
     found: dict[str, float | None] = {}
     for name, difference in differences.items():
         low, high = difference["low"], difference["high"]
@@ -235,7 +236,10 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]], figures: Sequence[str], seeds: Sequence[int]) -> str:
-    """The rows of :func:`compare` as CSV with all digits: a line for each class (``all`` first), length and figure."""
+    """Returns the rows of :func:`compare` as CSV with all digits: a line for each class, length and figure.
+
+    The class ``all`` comes first.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     by_seed = [f"seed={seed}" for seed in seeds]

@@ -248,7 +248,7 @@ class Checkpoints:
             return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """Returns the error to raise. The files of the failed checkpoint stay for now, as Orbax may still add to them."""
+        """Returns the error to raise. The files of the failed checkpoint stay, as Orbax may still add to them."""
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
         logging.getLogger("absl").addFilter(_is_ours)  # for good: Orbax's other threads fail later, even after close

@@ -198,7 +198,10 @@ class RunFlags:
     )
     eval_only: bool = flag(False, "compute the figures of the run in --workdir again", resumable=True)
     checkpoint: str = flag(
-        None, "what --eval_only reads; default: latest, or best with --patience", choices=("latest", "best"), resumable=True
+        None,
+        "read by --eval_only; default: latest, or best with --patience",
+        choices=("latest", "best"),
+        resumable=True,
     )
 
 

@@ -52,7 +52,7 @@ from planar_vae_jax.train import loop, mesh, optimizers
 Report = Callable[[Any], dict[str, float | None]]
 Line = dict[str, Any]
 
-_CALL_SECONDS = 1.0  # that a call of the compiled steps is to last
+_CALL_SECONDS = 1.0  # how long a call of the compiled steps should last
 
 
 class Fitted(NamedTuple):
@@ -60,8 +60,8 @@ class Fitted(NamedTuple):
 
     params: Any  # the parameters to evaluate: the average of a schedule-free optimiser, else the newest
     state: loop.TrainState | None  # None with --eval_only, which reads the parameters alone
-    lines: list[Line]  # of metrics.jsonl
-    epoch: int  # epochs that ``params`` were trained for
+    lines: list[Line]  # the lines of metrics.jsonl
+    epoch: int  # the number of epochs that ``params`` were trained for
     stopped_early: bool  # whether more epochs would change nothing
 
 
@@ -84,38 +84,46 @@ def fit(
 ) -> Fitted:
     """Trains to the end, from the newest whole checkpoint if there is one; with ``--eval_only`` reads a checkpoint.
 
-    Line k of ``metrics.jsonl`` holds ``unit`` (its number, or the steps done), for each figure of the loss and for
-    ``gradient_norm`` the mean over the steps of epoch k with its standard error ``NAME_se`` (from the scatter of the
-    steps), ``report(params)`` and ``seconds``; the first line also ``first_NAME``, each figure at the first step and
-    the report on the initial parameters. With several seeds, figures are lists.
+    Line k of ``metrics.jsonl`` is about epoch k. It holds
+
+    - ``unit``: the number of epochs, or of steps, that are done;
+    - for each figure of the loss and for ``gradient_norm``, the mean over the steps of the epoch, and its standard
+      error ``NAME_se`` from the scatter of the steps;
+    - the figures of ``report(params)``, and ``seconds``, the time that its steps took;
+    - in the first line also ``first_NAME``: each figure at the first step and in the report on the initial parameters.
+
+    With several seeds, each figure is a list.
 
     Args:
-        run: the folder that everything is written into; its flags say which checkpoints to keep.
-        loss: (params, batch, key, step) -> (value to minimise [], {name: figure []}). Pass the same function object for
-            runs of the same shapes, and they share their programs; it must not close over arrays.
+        run: the folder into which everything is written; its flags say which checkpoints to keep.
+        loss: (params, batch, key, step) -> (value to minimise [], {name: figure []}). Runs of the same shapes that pass
+            the same function object share their programs. The function must not close over arrays.
         optimizer: an optax optimiser.
-        params: before the first step, a pytree of arrays such as a Flax module; for seeds, with a leading axis.
-        key: the PRNG key that everything random in the training is derived from; for seeds ``[S]``.
-        steps: of the whole run.
-        steps_per_epoch: between two lines of metrics; the last epoch may be shorter.
+        params: the initial parameters, a pytree of arrays such as a Flax module; for seeds, with a leading axis.
+        key: the PRNG key from which everything random in the training is derived; for seeds ``[S]``.
+        steps: the number of steps of the whole run.
+        steps_per_epoch: steps between two lines of metrics; the last epoch may be shorter.
         data: a pytree of arrays ``[N, ...]``, or :class:`planar_vae_jax.data.streamed.Streamed` examples, in a new
-            random order in each epoch; None: the loss is given no batch.
-        batch_size: examples a step; needed with data.
+            random order in each epoch; None: the loss gets None as its batch.
+        batch_size: examples per step; needed with data.
         report: parameters to evaluate -> more figures, after each epoch.
-        score: the entry of a line whose lowest value makes the best checkpoint; None: there is no best one.
-        patience: the run ends after so many epochs without a better score, and its parameters are those of the best
-            checkpoint; 0: it never ends early.
+        score: the entry of a line whose lowest value makes the best checkpoint; None: there is no best checkpoint.
+        patience: the run ends after this many epochs without a better score, and its parameters are those of the best
+            checkpoint; 0: the run never ends early.
         show: entries of a line to show while training.
-        unit: "epoch" or "step": what people count in.
+        unit: "epoch" or "step": what progress and messages count.
+
+    Returns:
+        The parameters to evaluate, the last state, and the lines of metrics.
 
     Raises:
         ValueError: the key is no PRNG key; an epoch takes more examples than there are; patience without a score;
             several seeds with a score or with streamed examples; a loss that does not return a value and a dict of
             scalars.
-        UsageError: more steps are done than the run is to have; there is no checkpoint to evaluate.
+        UsageError: the stored run has already taken more than ``steps`` steps; there is no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
-        _signals.Stopped: by a signal, once everything is saved.
+        _signals.Stopped: a signal has stopped the run, and everything is saved.
     """
     epochs = _Epochs(steps, steps_per_epoch, unit)
     epochs.check(data, batch_size)
@@ -156,7 +164,7 @@ def fit(
 
 def _check_key(key: Any) -> None:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not (typed and key.ndim <= 1):  # an old key of two words would be taken for two seeds
+    if not (typed and key.ndim <= 1):  # a raw key, an array of two words, would be taken for two seeds
         raise ValueError(f"key must be made by jax.random.key, or be a vector of such keys; got {key!r}")
 
 
@@ -164,7 +172,7 @@ def _check_key(key: Any) -> None:
 
 
 class _Epochs(NamedTuple):
-    """The steps of a run in epochs, of which the last may be shorter."""
+    """The steps of a run, divided into epochs; the last epoch may be shorter."""
 
     steps: int
     steps_per_epoch: int
@@ -172,7 +180,7 @@ class _Epochs(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many epochs there are."""
+        """The number of epochs."""
         return -(-self.steps // self.steps_per_epoch)
 
     def check(self, data: Any, batch_size: int | None) -> None:
@@ -184,84 +192,84 @@ class _Epochs(NamedTuple):
             )
 
     def length(self, epoch: int) -> int:
-        """Steps of an epoch."""
+        """Returns the number of steps of an epoch."""
         return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
 
     def end(self, epochs: int) -> int:
-        """Steps done after so many epochs."""
+        """Returns the number of steps done after ``epochs`` epochs."""
         return min(self.steps, epochs * self.steps_per_epoch)
 
     def done(self, epochs: int) -> int:
-        """What people count after so many epochs: epochs, or steps."""
+        """Returns what messages count after ``epochs`` epochs: epochs, or steps."""
         return epochs if self.unit == "epoch" else self.end(epochs)
 
     def name(self, step: int) -> str:
-        """The state after so many steps in words: ``epoch 3 (step 1404)``, ``step 1404``."""
+        """Returns the state after ``step`` steps in words: ``epoch 3 (step 1404)``, ``step 1404``."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         if self.unit == "step":
             return f"step {step}"
         return f"epoch {epochs}{f' and {rest} steps' if rest else ''} (step {step})"
 
     def folder(self, step: int) -> str:
-        """The name of the folder for the figures of that state."""
+        """Returns the name of the folder for the figures of that state."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return f"step-{step}" if rest or self.unit == "step" else f"epoch-{epochs}"
 
 
 @dataclass
 class _Done:
-    """How far a run is; a checkpoint holds it beside the arrays."""
+    """The progress of a run; a checkpoint holds it beside the arrays."""
 
-    epoch: int = 0  # epochs done, and so many lines of metrics
-    position: int = 0  # steps done of the next epoch
-    epoch_seconds: float = 0.0  # spent on the next epoch
+    epoch: int = 0  # epochs done, which is also the number of lines of metrics
+    position: int = 0  # steps done in the epoch that follows
+    epoch_seconds: float = 0.0  # spent on that epoch
     seconds: float = 0.0  # spent on the run
 
 
 class _Stopping(NamedTuple):
-    """When a run ends before its last epoch: it follows from the lines of its metrics alone."""
+    """Decides when a run ends before its last epoch, from the lines of its metrics alone."""
 
     score: str | None
     patience: int  # epochs without a better score; 0: never
 
     def best(self, lines: Sequence[Line]) -> int:
-        """The epochs done when the score was lowest, the first of equals; 0 if there is no score."""
+        """Returns the epochs done when the score was lowest, the first among equal scores; 0 without a score."""
         scores = [line.get(self.score) for line in lines] if self.score else []
         found = [(score, epoch) for epoch, score in enumerate(scores, 1) if score is not None]
         return min(found)[1] if found else 0
 
     def is_over(self, lines: Sequence[Line]) -> bool:
-        """Whether the run has ended early, or would have if it had more epochs."""
+        """Returns whether the run has ended early, or would have ended early with more epochs."""
         return self.patience > 0 and len(lines) - self.best(lines) >= self.patience
 
     def wants_checkpoint(self, lines: Sequence[Line]) -> bool:
-        """Whether this state is needed later: it is the best so far, or the last."""
+        """Returns whether this state is needed later, because it is the best so far or the last."""
         return self.patience > 0 and (self.best(lines) == len(lines) or self.is_over(lines))
 
 
 class Pace:
-    """How many steps a call takes, so that it lasts about a second; no result depends on it."""
+    """Chooses how many steps a call takes, so that it lasts about a second; no result depends on the choice."""
 
     def __init__(self) -> None:
         self._steps = 8
 
     def end(self, start: int, stop: int) -> int:
-        """Where a call that starts at ``start`` ends; a small rest is included."""
+        """Returns where a call that starts at ``start`` ends; a small remainder before ``stop`` is included."""
         end = start + self._steps
         return stop if stop - end < self._steps // 2 else end
 
     def took(self, steps: int, seconds: float) -> None:
-        """Learns from a call; grows slowly, as the first calls are short or spent on compilation."""
+        """Adjusts the pace to a call; it grows slowly, as the first calls are short or spent on compilation."""
         self._steps = max(1, min(8 * self._steps, int(steps * _CALL_SECONDS / max(seconds, 1e-9))))
 
 
 def _size(data: Any) -> int | None:
-    """The number of examples, on the devices or streamed; None if there are none."""
+    """Returns the number of examples, on the devices or streamed; None without examples."""
     return None if data is None else len(jax.tree.leaves(data)[0])
 
 
 def _shown(line: Line, show: Sequence[str]) -> dict[str, float | None]:
-    """The figures to show, with their standard errors; over seeds, their means and the errors of these."""
+    """Returns the figures to show with their standard errors; for several seeds, means over seeds and their errors."""
     shown: dict[str, float | None] = {}
     for name in show:
         value, error = line.get(name), line.get(f"{name}_se")
@@ -271,7 +279,7 @@ def _shown(line: Line, show: Sequence[str]) -> dict[str, float | None]:
     return shown
 
 
-# --- What is compiled. Nothing is donated: the host may repeat a call from the state before it.
+# --- Compiled functions. No argument is donated, because the host may repeat a call from the state before it.
 
 _init_state = jax.jit(loop.init_state, static_argnums=1)
 _averaged = jax.jit(optimizers.averaged_params)
@@ -282,7 +290,7 @@ _evaluated_of_seeds = jax.jit(jax.vmap(optimizers.evaluation_params))
 
 @functools.lru_cache(maxsize=2)  # the programs of older losses and optimisers are released
 def _compiled_steps(loss: loop.Loss, optimizer: optax.GradientTransformation, seeds: bool) -> Callable[..., Any]:
-    """``loop.train_steps`` of this loss and optimiser; of several seeds, which are split over the devices of a mesh."""
+    """Compiles ``loop.train_steps`` for a loss and an optimiser; several seeds are split over the devices of a mesh."""
     if not seeds:
         return jax.jit(functools.partial(loop.train_steps, loss, optimizer))
 
@@ -303,7 +311,7 @@ def _compiled_steps(loss: loop.Loss, optimizer: optax.GradientTransformation, se
 def _begin_epoch(
     size: int | None, batch_size: int | None, steps: int, key: jax.Array, epoch: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
-    """The order of an epoch's examples and the key of its steps; for keys ``[S]``, of each seed."""
+    """Returns the order of an epoch's examples and the key of its steps; for keys ``[S]``, those of each seed."""
 
     def one(key: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         order_key, steps_key = loop.epoch_keys(key, epoch)
@@ -327,8 +335,8 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _first_not_finite(info: loop.StepInfo, start: int, stop: int) -> int | None:
-    """The first of these steps whose loss or gradient is not finite, of any seed."""
-    # By NumPy: JAX would compile each slice.
+    """Returns the first step at which the loss or the gradient of any seed is not finite; None if all are finite."""
+    # NumPy, because JAX would compile each slice.
     sound = [np.isfinite(np.asarray(leaf)[..., start:stop]) for leaf in (info.loss, info.gradient_norm)]
     bad = np.flatnonzero(~np.all((sound[0] & sound[1]).reshape(-1, stop - start), axis=0))
     return start + int(bad[0]) if len(bad) else None
@@ -338,7 +346,7 @@ def _first_not_finite(info: loop.StepInfo, start: int, stop: int) -> int | None:
 
 
 class _Training:
-    """A training that is under way."""
+    """A training in progress: its state, its metrics and its checkpoints."""
 
     def __init__(
         self,
@@ -376,7 +384,7 @@ class _Training:
         self._steps = _compiled_steps(loss, optimizer, bool(self.seeds))
 
     def _start(self, params: Any) -> loop.TrainState:
-        """The state before the first step."""
+        """Returns the state before the first step."""
         if self.seeds:
             return jax.vmap(lambda params: loop.init_state(params, self.optimizer))(params)
         return _init_state(params, optimizer=self.optimizer)
@@ -393,11 +401,11 @@ class _Training:
         return int(np.ravel(self.state.step)[0])
 
     def evaluated(self) -> Any:
-        """The parameters to evaluate."""
+        """Returns the parameters to evaluate."""
         return (_evaluated_of_seeds if self.seeds else _evaluated)(self.state)
 
     def tree(self) -> dict[str, Any]:
-        """What a checkpoint holds: all that the rest is computed from, and the parameters to evaluate if averaged."""
+        """Returns what a checkpoint holds: all that the rest of the run depends on, and averaged parameters if any."""
         average = (_averaged_of_seeds if self.seeds else _averaged)(self.state)
         return {"state": self.state, "info": self.info, "key": self.key, "average": average}
 
@@ -409,7 +417,7 @@ class _Training:
             self.state, self.info, self.key = (stored[name] for name in ("state", "info", "key"))
             self.done = _Done(**{name: found.meta[name] for name in vars(self.done)})  # the meta data may hold more
             self.saved = found.step
-        if self.done.epoch == 0 and self.run.config.init_from is not None:  # else the other run is not needed any more
+        if self.done.epoch == 0 and self.run.config.init_from is not None:  # later the other run is not needed
             params = _warm_start(self.run.config.init_from, self.initial, self.seeds)
             self.initial = self.run.devices.replicate(params)
             if found is None:
@@ -427,7 +435,7 @@ class _Training:
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
 
     def train_epoch(self) -> None:
-        """The steps of the next epoch, or those that are left of it."""
+        """Takes the remaining steps of the current epoch."""
         done = self.done
         self.steps_key = self.feed.begin(done.epoch)
         self.info = self.info if done.position else self.empty
@@ -444,7 +452,7 @@ class _Training:
             self.pace.took(end - start, seconds)
             done.epoch_seconds += seconds
             done.position = end if bad is None else bad
-            if bad is not None:  # again, without the step that failed
+            if bad is not None:  # repeats the call up to the step that failed
                 self.state, _ = self._steps(before, self.info, *rest, bad)
                 raise self.failure(bad)
 
@@ -461,7 +469,7 @@ class _Training:
                 each.append(self._line(one[0], report, *one[1:]))
             line = {figure: [one[figure] for one in each] for figure in each[0]}
         whole = finite({name: self.epochs.done(done.epoch + 1), **line, "seconds": done.epoch_seconds})
-        whole = _hosts.on_first(self._write, whole)  # process 0's, by which all decide when to stop early
+        whole = _hosts.on_first(self._write, whole)  # process 0's, so that all stop early at the same epoch
         self.lines.append(whole)
         self.done = _Done(done.epoch + 1, seconds=done.seconds)
         due = self.done.epoch % self.run.config.checkpoint_every == 0 or self.done.epoch == self.epochs.number
@@ -474,7 +482,7 @@ class _Training:
         return line
 
     def _line(self, info: loop.StepInfo, report: Report, params: Any, initial: Any) -> Line:
-        """The figures of one seed's epoch; ``initial``: its first parameters after the first epoch, else None."""
+        """Returns one seed's figures of the epoch; ``initial``: its first parameters in the first epoch, else None."""
         figures = {**info.figures, "gradient_norm": info.gradient_norm}
         steps = {name: np.asarray(values, np.float64)[: self.done.position] for name, values in figures.items()}
         line: Line = means_and_errors(steps) | report(params)
@@ -484,7 +492,7 @@ class _Training:
         return {name: None if value is None else float(value) for name, value in line.items()}
 
     def save(self, score: float | None = None) -> None:
-        """Begins to save, unless this step is saved already."""
+        """Begins to write a checkpoint, unless this step has one already."""
         if self.step == self.saved:
             return
         if not _all_finite(self.state):
@@ -505,8 +513,8 @@ class _Training:
         """Writes ``failed/``; returns the error to raise.
 
         Args:
-            position: in its epoch, of the step that failed; the state is the one before it. None: the state holds a
-                parameter that is not finite.
+            position: the position in the epoch of the step that failed; the state is the one before that step. None:
+                the state holds a parameter that is not finite.
         """
         name, folder = self.epochs.name, self.run.workdir / "failed"
         arrays: dict[str, Any] = {"state": self.state, "steps_key": self.steps_key}
@@ -534,7 +542,7 @@ class _Training:
 
 
 def _warm_start(workdir: str, params: Any, seeds: int | None) -> Any:
-    """The newest parameters of another run (``--init_from``), as a tree like ``params``; the same for each seed."""
+    """Returns the newest parameters of another run (``--init_from``) as a tree like ``params``, equal for all seeds."""
     like = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), params) if seeds else params
     try:
         stored = read_checkpoint(Path(workdir).expanduser() / "checkpoints", warn=warn)
@@ -547,11 +555,11 @@ def _warm_start(workdir: str, params: Any, seeds: int | None) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (seeds, *leaf.shape)), found) if seeds else found
 
 
-# --- A run that is stored
+# --- Reading a stored run
 
 
 def _stored_run(run: RunFolder, epochs: _Epochs, like: Any, stopping: _Stopping) -> Fitted:
-    """The checkpoint that the flags name; the run's folder is set for its figures."""
+    """Reads the checkpoint that the flags name, and sets the folder into which its figures are written."""
     which = run.config.checkpoint or ("best" if stopping.patience else "latest")
     if which == "best" and stopping.score is None:
         raise UsageError("--checkpoint=best needs a run with --validation, by which the best checkpoint is chosen")
@@ -576,7 +584,7 @@ def _stored_run(run: RunFolder, epochs: _Epochs, like: Any, stopping: _Stopping)
 
 
 def _read(run: RunFolder, epochs: _Epochs, which: str) -> Stored:
-    """A checkpoint of the run; process 0 chooses which step it is."""
+    """Reads a checkpoint of the run; process 0 chooses its step."""
     folder = run.workdir / "checkpoints"
     step = _hosts.on_first(lambda: read_checkpoint(folder, which, warn=warn, name=epochs.name).step)
     return read_checkpoint(folder, step)

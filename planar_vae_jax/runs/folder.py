@@ -46,10 +46,10 @@ class RunFolder:
     """The folder of a run; while :func:`open_run` lasts, no other process may write into it.
 
     Attributes:
-        workdir: where figures and ``summary.json`` go.
+        workdir: the folder for figures and ``summary.json``.
         config: the run's flags.
-        devices: what the run computes on.
-        finished: whether there is nothing left to do.
+        devices: the devices that the run computes on.
+        finished: whether the run has nothing left to do.
     """
 
     def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices):
@@ -70,18 +70,18 @@ class RunFolder:
 
     @property
     def new(self) -> bool:
-        """Whether the run begins now."""
+        """Whether the folder holds no earlier part of this run."""
         return self._stored is None
 
     @property
     def advice(self) -> str:
-        """How to resume this run."""
+        """One clause that says how to resume this run."""
         if self.config.overwrite:  # which would begin afresh again
             return "run the same command without --overwrite to resume it"
         return "run the same command again to resume it"
 
     def seconds(self) -> float:
-        """Seconds spent on this run, in earlier processes up to the checkpoint and in this one."""
+        """Returns the seconds spent on this run: by earlier processes up to the checkpoint, and by this process."""
         return self._earlier + time.perf_counter() - self._started
 
     def save_figure(self, name: str, figure: Any) -> None:
@@ -97,21 +97,21 @@ class RunFolder:
                 temporary.write_text(text, encoding="utf-8")
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Writes ``summary.json``, which marks the run as finished, and prints where everything is; returns it."""
+        """Writes ``summary.json``, which marks the run as finished, and prints where it is; returns ``summary``."""
         _hosts.on_first(write_json, self.workdir / "summary.json", summary)
         say(f"figures and summary.json are in {self.workdir}")
         return summary
 
     def summary(self) -> dict[str, Any]:
-        """The contents of ``summary.json`` of a finished run."""
+        """Returns the contents of ``summary.json`` of a finished run."""
         return _hosts.on_first(read_json, self.workdir / "summary.json") or {}
 
     def go_on(self, seconds: float, where: str | None) -> None:
         """Marks the run as unfinished again: process 0 removes ``summary.json`` and updates ``config.json``.
 
         Args:
-            seconds: spent so far.
-            where: the state it resumes from, in words; None at its beginning.
+            seconds: time spent on the run so far.
+            where: the state from which the run resumes, in words; None at its beginning.
         """
         self._earlier = seconds
         stored = self._stored
@@ -129,9 +129,9 @@ class RunFolder:
         """Sets where ``--eval_only`` writes: the folder if the figures are the run's own, else a folder inside it.
 
         Args:
-            name: of the checkpoint, and of that folder.
-            final: whether it is the run's last checkpoint.
-            seconds: spent on the run up to it.
+            name: the name of the checkpoint, and of that folder.
+            final: whether the run's own figures are those of this checkpoint.
+            seconds: time spent on the run up to this checkpoint.
         """
         stored, flags = self._stored, self._description["flags"]
         assert stored is not None
@@ -150,7 +150,7 @@ class RunFolder:
     # --- For open_run
 
     def _look(self) -> tuple[dict[str, Any] | None, bool]:
-        """The stored run and whether it is finished; by process 0."""
+        """Returns the stored run and whether it is finished; process 0 calls it."""
         self._stored = self._stored_run() if not self.config.overwrite else None
         finished = self._stored is not None and not self.config.eval_only and self._is_finished()
         return self._stored, finished
@@ -159,7 +159,7 @@ class RunFolder:
         """Locks the folder and marks it as this run's; returns the stored run."""
         _make(self.workdir, self._named)
         self._lock = _locked(self.workdir, self._named)
-        self._look()  # it may have changed meanwhile
+        self._look()  # another process may have changed the folder meanwhile
         remove_unfinished(self.workdir)
         if self._stored is not None:
             self._compare_machine(self._stored)
@@ -190,12 +190,12 @@ class RunFolder:
             self._lock.release()
 
     def _forget(self) -> None:
-        """Removes what a new run has written if a mistake ended it before it trained: its flags may be corrected."""
+        """Removes what a new run wrote if a mistake ended it before it trained, so that its flags can be corrected."""
         trained = ("checkpoints", "metrics.jsonl", "failed")
         if self.new and self._lock is not None and not any((self.workdir / name).exists() for name in trained):
             (self.workdir / "config.json").unlink(missing_ok=True)
             (self.workdir / ".lock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it holds other files
+            with contextlib.suppress(OSError):  # the folder holds other files
                 self.workdir.rmdir()
 
     def _stored_run(self) -> dict[str, Any] | None:
@@ -227,11 +227,11 @@ class RunFolder:
         return stored
 
     def _otherwise(self) -> str:
-        """What to do if this folder cannot be used; ``--overwrite`` contradicts ``--eval_only``."""
+        """Returns what to do if this folder cannot be used; ``--overwrite`` contradicts ``--eval_only``."""
         return "name another" if self.config.eval_only else "name another, or move it aside by --overwrite"
 
     def _differences(self, stored: dict[str, Any], figures_are_free: bool) -> list[str]:
-        """What makes the stored run another one, as ``--flag: stored value there, value here``."""
+        """Returns what makes the stored run another run, as ``--flag: stored value there, given value here``."""
         ours = self._description
         if stored["experiment"] != ours["experiment"]:
             return [f"experiments.{stored['experiment']}, not {ours['experiment']}"]
@@ -249,14 +249,14 @@ class RunFolder:
         return differences
 
     def _is_finished(self) -> bool:
-        """Whether ``summary.json`` exists, is whole, and is of a run of this length."""
+        """Returns whether ``summary.json`` exists, is whole, and belongs to a run of this length."""
         try:
             summary = read_json(self.workdir / "summary.json")
         except (OSError, ValueError):
             return False
         flags = self._description["flags"]
         names = {field.name for field in dataclasses.fields(self.config) if field.metadata["resumable"]}
-        if summary is not None and summary.get("stopped_early"):  # more epochs alone do not make it longer
+        if summary is not None and summary.get("stopped_early"):  # more epochs alone do not make this run longer
             names -= {"epochs"}
         return summary is not None and all(summary.get(name, flags[name]) == flags[name] for name in names)
 
@@ -272,7 +272,7 @@ class RunFolder:
             warn(f"{self.workdir}: the last bits may come out differently than in one go ({'; '.join(differences)})")
 
     def _compare_code(self, stored: dict[str, Any]) -> None:
-        """Warns if the experiment's file or the package is not the one that the run was begun with."""
+        """Warns if the experiment's file or the package has changed since the run was begun."""
         there, here = stored.get("code", {}), self._description["code"]
         changed = [name for name in here if name in there and there[name] != here[name]]
         if changed and self.config.resume != "always":
@@ -306,14 +306,14 @@ def open_run(
     """The folder of a run; if the run is not finished, no other process may write into it until the end.
 
     Args:
-        config: ``config.workdir`` names the folder.
+        config: the run's flags; ``config.workdir`` names the folder.
         experiment: the name of the experiment.
-        data: identifies its data: ``name``, ``source``, ``crc32``; None: it has none.
-        devices: what it computes on (:func:`planar_vae_jax.runs.devices.choose_devices`); None: one device.
+        data: identifies the run's data by ``name``, ``source`` and ``crc32``; None: the run has no data.
+        devices: the devices of the run (:func:`planar_vae_jax.runs.devices.choose_devices`); None: one device.
 
     Raises:
-        UsageError: the folder cannot be written, another process uses it, or it holds another run, or none where one is
-            needed. Nothing is left behind then.
+        UsageError: the folder cannot be written, another process uses it, it holds another run, or it holds no run
+            where one is needed. The folder is then left as it was.
     """
     run = RunFolder(config, experiment, data, devices or one_device())
     try:
@@ -327,7 +327,7 @@ def open_run(
         run._release()
 
 
-# --- What config.json says
+# --- The contents of config.json
 
 
 def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices) -> dict[str, Any]:
@@ -343,7 +343,7 @@ def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None, de
 
 
 def _in_common(description: dict[str, Any]) -> dict[str, Any]:
-    """What all processes of a run must have in common."""
+    """Returns the part of the description that must be the same in all processes of a run."""
     own = ("process_id", "data_dir", "workdir")
     flags = {name: value for name, value in description["flags"].items() if name not in own}
     data = description["data"]
@@ -358,12 +358,12 @@ def _in_common(description: dict[str, Any]) -> dict[str, Any]:
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a clone that is not installed
+    except importlib.metadata.PackageNotFoundError:  # the package runs from a clone that is not installed
         return None
 
 
 def _code(config: RunFlags) -> dict[str, int]:
-    """CRC-32 of the file in which the experiment's flags are defined, and of the package's files."""
+    """Returns the CRC-32 of the file that defines the experiment's flags, and that of the package's files."""
     package = Path(__file__).parents[1]
     found = {"planar_vae_jax": _crc(*sorted(package.rglob("*.py")))}
     file = getattr(sys.modules.get(type(config).__module__), "__file__", None)
@@ -383,11 +383,15 @@ def _shown_data(data: dict[str, Any]) -> str:
     return f"{data['name']} from {data['source']} (CRC-32 {data['crc32']:08x})"
 
 
-# --- A folder as a place
+# --- The folder in the file system
 
 
 def _expand(workdir: str) -> Path:
-    """The path of the folder."""
+    """Returns the path of the folder.
+
+    Raises:
+        UsageError: the name cannot be that of a folder.
+    """
     try:
         path = Path(workdir).expanduser()
         str(path.absolute()).encode()  # TensorStore accepts no other names
@@ -412,7 +416,7 @@ def _not_a_folder(named: str, error: Exception) -> UsageError:
 
 
 def _locked(workdir: Path, named: str) -> filelock.FileLock | None:
-    """A lock on the folder that ends with this process, however it ends; None if the file system has no locks."""
+    """Locks the folder until this process ends, however it ends; returns None if the file system has no locks."""
     lock = filelock.FileLock(workdir / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -1,13 +1,13 @@
-"""Sweeps: an experiment run for every combination of the values of some flags, each in a folder of its own.
+"""Sweeps: one run of an experiment for every combination of the values of some flags, each in a separate folder.
 
-    sweep(config, {"flows": (0, 5), "seed": range(4)}, train)    # train(config) -> summary: one run, to its end
+    sweep(config, {"flows": (0, 5), "seed": range(4)}, train)    # train(config) -> summary, one whole run
 
 Every run lies in ``WORKDIR/flows=K-seed=S/`` and can be loaded like any other. A sweep that was stopped is resumed by
 the same call; more values add runs to those that are finished.
 
 Runs that differ in their seed alone can train together, as one program with a leading axis of seeds. While they train
-they have one folder and one checkpoint; at the end each seed gets a folder of its own. What a seed computes then equals
-what it computes alone to the rounding of float32, as products of several seeds may sum in another order.
+they share one folder and one checkpoint; at the end each seed gets a separate folder. The figures of a seed then equal
+those of the seed trained alone up to float32 rounding, as products for several seeds may sum in another order.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Together(NamedTuple):
 
     experiment: str
     data: dict[str, Any] | None
-    devices: Devices  # of one run; as many of them as divide the number of seeds are used
+    devices: Devices  # the devices of one run; the most of them that divide the number of seeds are used
     start: Callable[[Any], dict[str, Any]]  # config -> params, key and the other arguments of fit
 
 
@@ -46,17 +46,17 @@ def combinations(
     over: Mapping[str, Sequence[Any]],
     complete: Callable[[Config], Config] = lambda config: config,
 ) -> list[tuple[dict[str, Any], Config]]:
-    """``({flag: value}, config)`` for every combination of the values in ``over``; the last flag varies fastest.
+    """Returns ``({flag: value}, config)`` for every combination of values in ``over``; the last flag varies fastest.
 
     The folder of a run lies in ``config.workdir`` and is named after its values.
 
     Args:
         config: the flags that all runs share.
-        over: flag -> its values.
+        over: the values of each flag, by its name.
         complete: checks the flags of a run against each other, and fills in defaults that depend on other flags.
 
     Raises:
-        UsageError: a value that its flag does not accept.
+        UsageError: a flag does not accept one of its values, or there is no ``workdir``.
     """
     if config.workdir is None:
         raise UsageError("--workdir must be the folder of the sweep; got None")
@@ -71,10 +71,10 @@ def combinations(
 
 
 def check_one_process(config: RunFlags) -> None:
-    """Checks that the sweep is not one of several processes.
+    """Checks that the sweep runs in a single process.
 
     Raises:
-        UsageError: flags, a SLURM step or a TPU slice ask for several.
+        UsageError: flags, a SLURM step or a TPU slice ask for several processes.
     """
     names = ("coordinator", "num_processes", "process_id")
     if _hosts.are_asked_for(*(getattr(config, name, None) for name in names)):
@@ -93,17 +93,17 @@ def sweep(
 
     Args:
         config: the flags that all runs share; ``config.workdir`` is the sweep's folder.
-        over: flag -> its values.
-        train: one run, to its end; returns its summary, of a finished run the stored one.
+        over: the values of each flag, by its name.
+        train: trains one run to its end and returns its summary; for a finished run, the stored summary.
         complete: see :func:`combinations`.
-        together: how the seeds of a combination train at once; None: one after the other.
+        together: how the seeds of a combination train at once; None: they train one after the other.
 
     Returns:
-        ``({flag: value}, summary)`` of each run.
+        ``({flag: value}, summary)`` for each run.
 
     Raises:
-        UsageError: the sweep was started in several processes; a value that its flag does not accept; seeds that cannot
-            train together.
+        UsageError: the sweep was started in several processes, a flag does not accept one of its values, or the seeds
+            cannot train together.
     """
     check_one_process(config)
     runs = combinations(config, over, complete)
@@ -118,23 +118,23 @@ def sweep(
 
 
 def _named(flag: tuple[str, Any]) -> str:
-    """``flows=5``, as it stands in the name of a folder."""
+    """Returns ``flows=5``, the form in which a flag appears in the name of a folder."""
     return f"{flag[0]}={shown(as_json(flag[1]))}"
 
 
 def train_together(runs: Sequence[tuple[dict[str, Any], RunFlags]], together: Together) -> None:
     """Trains runs that differ in their seed alone; a later ``fit`` in the folder of each finds nothing left to train.
 
-    A run that has a folder already is left out: it was trained, or begun, alone. A group that was stopped is resumed,
-    even if more seeds are asked for now.
+    A run whose folder exists is left out, because it was trained or begun alone. A group that was stopped is resumed,
+    even if more seeds are now asked for.
 
     Args:
-        runs: see :func:`combinations`.
-        together: see there.
+        runs: as :func:`combinations` returns them.
+        together: how they train.
 
     Raises:
         UsageError: the runs choose a best checkpoint (``score``), or their examples are streamed.
-        RunError, CheckpointError, signals.Stopped: as :func:`planar_vae_jax.runs.fit.fit` does; all is saved.
+        RunError, CheckpointError, _signals.Stopped: as :func:`planar_vae_jax.runs.fit.fit` raises them.
     """
     values = {name: value for name, value in runs[0][0].items() if name != "seed"}
     prefix = "-".join([*map(_named, values.items()), "seeds="])
@@ -171,14 +171,14 @@ def _train_group(folder: Path, configs: Sequence[RunFlags], together: Together) 
 
 
 def _divided(devices: Devices, seeds: int) -> Devices:
-    """As many of the devices as divide the number of seeds."""
+    """Returns the greatest number of the devices that divides the number of seeds."""
     count = next(number for number in range(min(len(devices.used), seeds), 0, -1) if seeds % number == 0)
     used = devices.used[:count]
     return Devices(used, mesh.data_mesh(used) if count > 1 else None)
 
 
 def _hand_out(group: RunFolder, configs: Sequence[RunFlags], together: Together) -> None:
-    """Writes the metrics and the newest checkpoint of each seed into its own folder."""
+    """Writes the metrics and the newest checkpoint of each seed into the folder of that seed."""
     stored = read_checkpoint(group.workdir / "checkpoints")
     lines = read_json_lines(group.workdir / "metrics.jsonl", stored.meta["epoch"])
     share = {"seconds": stored.meta["seconds"] / len(configs)}
@@ -189,13 +189,13 @@ def _hand_out(group: RunFolder, configs: Sequence[RunFlags], together: Together)
             open_run(config, together.experiment, together.data, together.devices) as run,
             Checkpoints(run.workdir / "checkpoints", keep=config.keep) as checkpoints,
         ):
-            if checkpoints.newest != stored.step:  # else written by a process that was killed later
+            if checkpoints.newest != stored.step:  # if equal, a process that was killed later has written both
                 write_json_lines(run.workdir / "metrics.jsonl", own)
                 checkpoints.save(stored.step, leaves, stored.meta | share)
 
 
 def _entry(name: str, value: Any, number: int, seeds: int) -> Any:
-    """One seed's part of an entry of a line of metrics."""
+    """Returns one seed's part of an entry in a line of metrics."""
     if isinstance(value, list):
         return value[number]
     return value / seeds if name == "seconds" else value

@@ -32,26 +32,26 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What people read of a step. For many steps, each leaf has a leading axis of steps."""
+    """The figures of a step, for people to read. For many steps, each leaf has a leading axis of steps."""
 
     loss: jax.Array  # [], the value that was minimised
     gradient_norm: jax.Array  # []
-    figures: dict[str, jax.Array]  # what the loss returned beside its value, [] each
+    figures: dict[str, jax.Array]  # the figures that the loss returned beside its value, [] each
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def epoch_keys(key: jax.Array, epoch: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-    """The key of an epoch's order and the key of its steps; ``key`` is the run's."""
+    """Returns the key of an epoch's order and the key of its steps; ``key`` is that of the run."""
     order_key, steps_key = jax.random.split(jax.random.fold_in(key, epoch))
     return order_key, steps_key
 
 
 def epoch_order(key: jax.Array, size: int, batch_size: int) -> jax.Array:
-    """A random order of ``size`` examples, ``[steps, batch_size]`` int32.
+    """Returns a random order of ``size`` examples, ``[steps, batch_size]`` int32.
 
     An epoch leaves out the ``size mod batch_size`` examples that come last in its order.
     """
@@ -60,7 +60,7 @@ def epoch_order(key: jax.Array, size: int, batch_size: int) -> jax.Array:
 
 
 def check_loss(loss: Loss, params: Params, batch: Any, key: jax.Array, step: jax.Array) -> tuple[Any, dict[str, Any]]:
-    """Shapes and dtypes of what a loss returns; the arguments may be arrays or their shapes.
+    """Returns shapes and dtypes of what a loss returns; the arguments may be arrays or their shapes.
 
     Raises:
         ValueError: the loss returns anything but ``(value [], {name: figure []})``.
@@ -76,10 +76,10 @@ def check_loss(loss: Loss, params: Params, batch: Any, key: jax.Array, step: jax
 
 
 def empty_info(loss: Loss, state: TrainState, batch: Any, key: jax.Array, steps: int) -> StepInfo:
-    """The info of ``steps`` steps before any is taken: zeros.
+    """Returns the info of ``steps`` steps before any step is taken: zeros.
 
     Args:
-        batch: of one step, as arrays or as shapes.
+        batch: the batch of one step, as arrays or as shapes.
     """
     value, figures = check_loss(loss, state.params, batch, key, state.step)
     norm = jax.eval_shape(optax.tree.norm, state.params)  # a gradient has the shapes of the parameters
@@ -97,16 +97,16 @@ def train_steps(
     start: jax.Array | int,
     stop: jax.Array | int,
 ) -> tuple[TrainState, StepInfo]:
-    """The steps ``start`` to ``stop - 1`` of an epoch; the bounds may be traced.
+    """Takes the steps ``start`` to ``stop - 1`` of an epoch; returns the new state and info. The bounds may be traced.
 
     The optimiser is also given the value and the gradient, as optax's line searches need them. Under a mesh
     (:mod:`planar_vae_jax.train.mesh`) each batch is split over its devices; everything else is whole on every device.
 
     Args:
-        info: of all steps of the epoch (:func:`empty_info`); the entries of these steps are written into it.
-        data: a pytree of arrays ``[N, ...]``, or None: the loss draws what it needs by its key.
+        info: the info of all steps of the epoch (:func:`empty_info`), which is filled in for the steps taken.
+        data: a pytree of arrays ``[N, ...]``; None: the loss gets no batch, and draws what it needs by its key.
         order: ``[steps, batch_size]``, see :func:`epoch_order`; the batch of a step is ``data[order[step]]``.
-        key: of the epoch's steps (:func:`epoch_keys`).
+        key: the key of the epoch's steps (:func:`epoch_keys`).
     """
     order = jax.tree.map(lambda leaf: mesh.split(leaf, axis=1), order)
     update = optax.with_extra_args_support(optimizer).update
@@ -140,23 +140,23 @@ def train(
     batch_size: int,
     epochs: int,
 ) -> tuple[TrainState, StepInfo]:
-    """A whole run on arrays in memory: one compiled program under ``jax.jit``, many seeds under ``jax.vmap``.
+    """Trains on arrays in memory: one compiled program under ``jax.jit``, many seeds under ``jax.vmap``.
 
     Args:
         loss: see the module's docstring.
         optimizer: an optax optimiser.
-        params: before the first step; any pytree of arrays, such as a Flax module.
+        params: the initial parameters, any pytree of arrays such as a Flax module.
         data: a pytree of arrays ``[N, ...]``, in a new random order in each epoch.
-        key: everything random is derived from it.
-        batch_size: examples a step, at most N.
+        key: the PRNG key from which everything random is derived.
+        batch_size: examples per step, at most N.
         epochs: passes over the data.
 
     Returns:
-        The final state, and the info of every step, each leaf ``[epochs, steps]``.
+        The final state, and the info of every step, whose leaves are ``[epochs, steps]``.
 
     Raises:
-        ValueError: arrays of ``data`` of different lengths; a batch size that is not between 1 and N; a negative number
-            of epochs; a loss that does not return a value and a dict of scalars.
+        ValueError: the arrays of ``data`` differ in length, ``batch_size`` is not between 1 and N, ``epochs`` is
+            negative, or the loss does not return a value and a dict of scalars.
     """
     data = jax.tree.map(jnp.asarray, data)
     shapes = [list(leaf.shape) for leaf in jax.tree.leaves(data)]

@@ -1,9 +1,9 @@
-"""Batches, or seeds, split over devices: what a computation needs to know of the mesh that it is traced under.
+"""Batches, or seeds, split over devices, by the mesh under which a computation is traced.
 
     mesh = data_mesh(jax.devices())
-    params, images = replicate((params, images), mesh)
+    model, images = replicate((model, images), mesh)
     with jax.set_mesh(mesh):                       # jax.jit compiles one program for all its devices
-        terms = evaluation.free_energy_terms(vae, params, images)
+        terms = evaluation.free_energy_terms(model, images)
 
 A mesh has one axis, ``data``: batches are split along it, parameters and data are whole on every device. Without a
 mesh, or under one with other axes, every function here leaves its arrays alone, so a program for one device does not
@@ -23,12 +23,12 @@ AXIS = "data"
 
 
 def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """The devices in one row, of any number of processes."""
+    """Returns a mesh with one axis of these devices, which may belong to several processes."""
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def size() -> int:
-    """How many devices batches are split over here; 1 without a mesh."""
+    """Returns the number of devices over which the current mesh splits batches; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if AXIS not in mesh.axis_names or mesh.axis_types[mesh.axis_names.index(AXIS)] != AxisType.Auto:
         return 1
@@ -36,20 +36,20 @@ def size() -> int:
 
 
 def split(array: jax.Array, axis: int = 0) -> jax.Array:
-    """The array with ``axis``, a batch's, split over the devices."""
+    """Returns the array with ``axis``, that of the batch, split over the devices."""
     return _constrain(array, PartitionSpec(*[None] * axis, AXIS))
 
 
 def everywhere(tree: Any) -> Any:
-    """The arrays of a tree, whole on every device."""
+    """Returns the arrays of a tree, whole on every device."""
     return jax.tree.map(lambda leaf: _constrain(leaf, PartitionSpec()), tree)
 
 
 def in_shares(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, called on each device with its share of the first argument's leading axis and all of the others.
+    """Returns ``function``, called on each device with its share of the first argument and all of the others.
 
-    Inside it there is no mesh, so a device computes what it would compute alone. The function returns arrays with that
-    leading axis.
+    The first argument is split along its leading axis; ``function`` must return arrays with that axis. No mesh is
+    active inside ``function``, so a device computes what it would compute alone.
     """
     if size() == 1:
         return function
@@ -62,9 +62,10 @@ def in_shares(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def varying_like(tree: Any, like: Any) -> Any:
-    """The same arrays; inside ``jax.shard_map`` they vary over every mesh axis over which an array of ``like`` varies.
+    """Returns the arrays of ``tree``, marked as varying over the mesh axes over which arrays of ``like`` vary.
 
-    The first carry of a loop needs that where it is a constant and later carries depend on the data.
+    Outside of ``jax.shard_map`` nothing changes. A loop needs that if its first carry is a constant and later carries
+    depend on the data.
     """
     if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
         return tree
@@ -76,7 +77,7 @@ def varying_like(tree: Any, like: Any) -> Any:
         if _is_key(leaf):
             return jax.random.wrap_key_data(marked(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         other = jnp.broadcast_to(mark.astype(jnp.result_type(leaf)), jnp.shape(leaf))
-        return jax.lax.select_n(np.True_, other, jnp.asarray(leaf))  # always the leaf
+        return jax.lax.select_n(np.True_, other, jnp.asarray(leaf))  # always selects the leaf
 
     return jax.tree.map(marked, tree)
 
@@ -90,7 +91,7 @@ def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays of the host or of one device, whole on every device of the mesh; without a mesh, as JAX arrays.
+    """Puts arrays of the host or of one device whole on every device of the mesh; without a mesh, makes JAX arrays.
 
     Every process passes the same values; nothing is sent between processes.
     """
@@ -110,9 +111,9 @@ def _put(leaf: Any, mesh: Mesh | None) -> jax.Array:
 
 
 def stack(trees: Sequence[Any], mesh: Mesh | None) -> Any:
-    """Trees of the same shapes as one tree with a leading axis, which is split over the devices of the mesh.
+    """Stacks trees of the same shapes along a new leading axis, which is split over the devices of the mesh.
 
-    It goes by way of the host: a program that stacks so many arrays takes long to compile.
+    The arrays pass through the host, because a program that stacks so many arrays takes long to compile.
     """
     return jax.tree.map(lambda *leaves: _stack(leaves, mesh), *trees)
 
@@ -128,7 +129,7 @@ def _stack(leaves: Sequence[Any], mesh: Mesh | None) -> jax.Array:
 
 
 def local(tree: Any) -> Any:
-    """Arrays that are whole on every device, as arrays of this process's first device."""
+    """Returns arrays that are whole on every device as arrays of this process's first device."""
 
     def one(leaf: Any) -> Any:
         several = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1

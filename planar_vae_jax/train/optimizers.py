@@ -26,13 +26,13 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """An optax optimiser by its name, one of ``OPTIMIZERS``.
+    """Returns an optax optimiser by its name, one of ``OPTIMIZERS``.
 
     Args:
-        learning_rate: constant after the warm-up; for Adam without a warm-up also a schedule, a function of the step.
+        learning_rate: constant after the warm-up; Adam without a warm-up also takes a schedule, a function of the step.
         warmup_steps: steps over which the learning rate grows from 0.
         weight_decay: decoupled from the gradient (AdamW).
-        clip_norm: gradients with a greater norm are scaled down to it; 0 switches that off.
+        clip_norm: gradients with a greater norm are scaled down to this norm; 0 switches that off.
 
     Raises:
         ValueError: the name is unknown.
@@ -49,13 +49,13 @@ def make_optimizer(
 
 
 def averaged_params(state: TrainState) -> Any:
-    """The averaged parameters of a schedule-free optimiser; None for any other optimiser."""
+    """Returns the averaged parameters of a schedule-free optimiser; None for any other optimiser."""
     nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, ScheduleFreeState))
     averages = [node for node in nodes if isinstance(node, ScheduleFreeState)]
     return schedule_free_eval_params(averages[0], state.params) if averages else None
 
 
 def evaluation_params(state: TrainState) -> Any:
-    """The parameters to evaluate a model with: the average if there is one, else the newest."""
+    """Returns the parameters to evaluate: the average of a schedule-free optimiser, else the newest."""
     average = averaged_params(state)
     return state.params if average is None else average
