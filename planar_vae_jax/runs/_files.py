@@ -14,7 +14,7 @@ _UNFINISHED = ".unfinished-"
 
 
 class RunError(Exception):
-    """A run cannot continue, for another reason than a mistake in its flags; the message is one line."""
+    """A run cannot continue, for a reason other than a mistake in its flags; the message is one line."""
 
 
 @contextmanager

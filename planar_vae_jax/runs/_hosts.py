@@ -37,7 +37,7 @@ def count() -> int:
 
 
 def are_asked_for(coordinator: str | None, num_processes: int | None, process_id: int | None) -> bool:
-    """Whether the flags, a SLURM step of several tasks or a TPU slice of several hosts ask for several processes.
+    """Returns whether flags, a SLURM step of several tasks or a TPU slice of several hosts ask for several processes.
 
     Raises:
         UsageError: the flags contradict each other.

@@ -308,7 +308,7 @@ def read_checkpoint(
 
 
 def fill_params(leaves: dict[str, Any], like: Any) -> Any:
-    """Returns the parameters to evaluate of a stored training, as a tree like ``like``: the average if it holds one.
+    """Returns the stored parameters to evaluate, as a tree like ``like``: the average if the checkpoint holds one.
 
     Raises:
         ValueError: as :func:`fill` does.

@@ -46,7 +46,7 @@ def flag(
     named: bool = False,
     machine: bool = False,
 ) -> Any:
-    """A dataclass field that is a flag.
+    """Returns a dataclass field that is a command-line flag.
 
     Args:
         default: the value if the flag is not given.

@@ -303,7 +303,7 @@ class RunFolder:
 def open_run(
     config: RunFlags, experiment: str, data: dict[str, Any] | None = None, devices: Devices | None = None
 ) -> Iterator[RunFolder]:
-    """The folder of a run; if the run is not finished, no other process may write into it until the end.
+    """Yields the folder of a run. Unless the run is finished, no other process may write into the folder meanwhile.
 
     Args:
         config: the run's flags; ``config.workdir`` names the folder.

@@ -150,7 +150,7 @@ def train_together(runs: Sequence[tuple[dict[str, Any], RunFlags]], together: To
 
 
 def _train_group(folder: Path, configs: Sequence[RunFlags], together: Together) -> None:
-    """Trains seeds as one program in ``folder``, which is removed once each seed has a folder of its own."""
+    """Trains seeds as one program in ``folder``, which is removed once each seed has a separate folder."""
     devices = _divided(together.devices, len(configs))
     starts = [together.start(config) for config in configs]
     arguments = {name: value for name, value in starts[0].items() if name not in ("params", "key")}
