@@ -96,7 +96,7 @@ def test_a_run_of_another_model_is_refused_with_the_leaf_that_differs(tmp_path, 
     monkeypatch.setattr(toy, "begin", lambda config: {"params": params, "key": jax.random.key(0)})
     monkeypatch.setattr(toy, "make_loss", lambda bomb: lambda params, batch, key, step: (jnp.sum(params["w"]), {}))
     words = r"state\.params\.w is float32\[3\] there, float32\[4\] here"
-    with pytest.raises(UsageError, match=f"--init_from={other}: {words}"):
+    with pytest.raises(UsageError, match=f"--init_from={other} holds another model: {words}"):
         start(tmp_path / "run", f"--init_from={other}")
 
 
