@@ -90,7 +90,7 @@ def test_two_leaves_of_one_path_are_refused(folder):
 
 def test_names_are_paths_and_do_not_depend_on_how_flax_wraps_parameters(folder):
     module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
-    plain = {"kernel": module.kernel.get_value(), "bias": module.bias.get_value()}
+    plain = {"kernel": module.kernel[...], "bias": module.bias[...]}
     folder(lambda checkpoints: checkpoints.save(1, {"params": module, "all": [jnp.zeros(2)]}, {}))
     leaves = folder.read("latest").leaves
     assert set(leaves) == {"params.kernel", "params.bias", "all.0"}
