@@ -119,7 +119,8 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 @pytest.mark.parametrize("partitionable", ["0", "1"])
 def test_eight_devices_draw_what_one_draws(partitionable):
     """In both orders in which JAX's threefry counts (``jax_threefry_partitionable``)."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_THREEFRY_PARTITIONABLE": partitionable}
+    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    flags = {"XLA_FLAGS": devices, "JAX_THREEFRY_PARTITIONABLE": partitionable}
     command = [sys.executable, "-c", DEVICES]
     done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

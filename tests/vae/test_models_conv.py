@@ -258,6 +258,7 @@ with jax.set_mesh(jax.make_mesh((8,), ("b",), axis_types=(AxisType.Auto,))):
 
 
 def test_convolutions_take_images_that_are_split_over_an_explicit_mesh_or_by_shard_map():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run([sys.executable, "-c", MESHES], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
