@@ -183,8 +183,8 @@ def binarization_note(binarization: str, binary: bool) -> str | None:
     if binary or binarization == "none":
         return None
     ways = {
-        "dynamic": "each pixel of a grey image is drawn as 0 or 1 at every visit",
-        "static": "each pixel of a grey image is drawn as 0 or 1, once",
+        "dynamic": "grey pixels are drawn as 0 or 1 at every visit",
+        "static": "grey pixels are drawn as 0 or 1, once",
         "threshold": "grey levels of at least 128 are 1, the others 0",
     }
     return f"{ways[binarization]} (--binarization={binarization})"
