@@ -80,13 +80,16 @@ def whole(tmp_path_factory, data):
     return get
 
 
-@pytest.fixture(scope="session")
-def _half(tmp_path_factory, data):
-    workdir = tmp_path_factory.mktemp("half") / "run"
-    run = Run("mnist", workdir, *data["mnist"])
+def killed_half_way(name, workdir, *arguments):
+    run = Run(name, workdir, *arguments)
     assert run.until(lambda: run.lines() == 6)
     assert run.stop(signal.SIGKILL) == -signal.SIGKILL
     return workdir
+
+
+@pytest.fixture(scope="session")
+def _half(tmp_path_factory, data):
+    return killed_half_way("mnist", tmp_path_factory.mktemp("half") / "run", *data["mnist"])
 
 
 @pytest.fixture
@@ -97,11 +100,7 @@ def half(_half, tmp_path):
 
 @pytest.fixture(scope="session")
 def _half_toy(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("half-toy") / "run"
-    run = Run("toy", workdir)
-    assert run.until(lambda: run.lines() == 6)
-    assert run.stop(signal.SIGKILL) == -signal.SIGKILL
-    return workdir
+    return killed_half_way("toy", tmp_path_factory.mktemp("half-toy") / "run")
 
 
 @pytest.fixture
