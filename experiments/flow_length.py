@@ -25,7 +25,7 @@ from planar_vae_jax.data import Dataset, choose_images, is_binary, load_images
 from planar_vae_jax.runs.config import UsageError, as_json, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, say, warn
 from planar_vae_jax.runs.folder import RunFolder, open_run
-from planar_vae_jax.runs.sweep import Together, check_one_process, combinations, sweep
+from planar_vae_jax.runs.sweep import Together, check_one_process, check_together, combinations, sweep
 
 THREEFRY = "threefry2x32"  # under vmap the other generators use the first seed's key for all seeds
 # Flags that a title expresses in words, or that the name of the data set implies.
@@ -155,11 +155,8 @@ def completed(one: mnist.Config, data: Dataset) -> mnist.Config:
 def check_data(config: Config, classes: tuple[int, ...] | None, data: Dataset) -> None:
     """Checks the flags of every run against the images; raises UsageError before anything is written."""
     combinations(of_a_run(config, "."), varied(config, classes), lambda one: completed(one, data))
-    if config.together == "yes" and (data.x_valid is not None or mnist.on_host(config, data)):
-        raise UsageError(
-            "--together=yes needs images on the device and no validation images, as each seed would have its own best "
-            "checkpoint; leave --validation, --patience and --images=host away, or take --together=no"
-        )
+    if config.together == "yes":
+        check_together(data.x_valid is not None, mnist.on_host(config, data))
 
 
 def train(

@@ -81,6 +81,23 @@ def check_one_process(config: RunFlags) -> None:
         raise UsageError("a sweep runs in one process; start it once, outside of a step of several tasks")
 
 
+def check_together(scored: bool, streamed: bool) -> None:
+    """Checks that seeds can train together.
+
+    Args:
+        scored: whether the runs choose a best checkpoint.
+        streamed: whether their examples are sent in chunks from the host.
+
+    Raises:
+        UsageError: they do, or are.
+    """
+    if scored or streamed:
+        raise UsageError(
+            "--together=yes needs images on the device and no validation images, as each seed would have its own best "
+            "checkpoint; leave --validation, --patience and --images=host away, or take --together=no"
+        )
+
+
 def sweep(
     config: Config,
     over: Mapping[str, Sequence[Any]],
@@ -154,11 +171,7 @@ def _train_group(folder: Path, configs: Sequence[RunFlags], together: Together) 
     devices = _divided(together.devices, len(configs))
     starts = [together.start(config) for config in configs]
     arguments = {name: value for name, value in starts[0].items() if name not in ("params", "key")}
-    if arguments.get("score") is not None or isinstance(arguments.get("data"), Streamed):
-        raise UsageError(
-            "--together=yes needs images on the device and no validation images, as each seed would have its own best "
-            "checkpoint; leave --validation, --patience and --images=host away, or take --together=no"
-        )
+    check_together(arguments.get("score") is not None, isinstance(arguments.get("data"), Streamed))
     params, keys = (mesh.stack([start[name] for start in starts], None) for name in ("params", "key"))
     say(f"\n{len(configs)} seeds together in {folder.name}; figures shown while training are means over them")
     config = dataclasses.replace(configs[0], workdir=str(folder))

@@ -235,10 +235,8 @@ class VAE(nnx.Module):
             ValueError: for a size that is not a whole number in its range, an unknown name, or an amortised flow of no
                 layers.
         """
-        shape, options = (
-            checked_image_shape(image_shape),
-            _common(latent, flow_length, amortized, likelihood, posterior),
-        )
+        shape = checked_image_shape(image_shape)
+        options = _common(latent, flow_length, amortized, likelihood, posterior)
         hidden = whole_number("hidden", hidden, 1)
         options |= {"h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
         return _mlp(rngs.params(), rngs.flow(), image_shape=shape, hidden=hidden, layers=layers, **options)
@@ -263,10 +261,8 @@ class VAE(nnx.Module):
         Raises:
             ValueError: as :meth:`mlp`, and if H or W is not divisible by 4.
         """
-        shape, options = (
-            checked_image_shape(image_shape),
-            _common(latent, flow_length, amortized, likelihood, posterior),
-        )
+        shape = checked_image_shape(image_shape)
+        options = _common(latent, flow_length, amortized, likelihood, posterior)
         options |= {"h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
         return _conv(rngs.params(), rngs.flow(), image_shape=shape, **options)
 
