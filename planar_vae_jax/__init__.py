@@ -6,6 +6,7 @@
 ``planar_flow``          Sends events through the layers: ``z0 [..., D]`` to ``zK [..., D]`` and ``log_det [...]``.
 ``inverse_planar_flow``  Sends events back: ``zK`` to ``z0`` and the ``log_det`` of the inverse map.
 ``PlanarFlow``           The density of a normal variable sent through the layers: sampling and ``log_prob``.
+``PlanarDensity``        A density on data, in either direction: layers, then an affine map.
 ``VAE``                  A variational autoencoder of four parts: encoder, posterior, decoder, likelihood.
 ``free_energy``          The negative ELBO of each image, in nats, and its terms.
 ``load_run``             Opens the folder of a finished or running training.
@@ -17,7 +18,7 @@ The flows need JAX alone. ``VAE``, ``free_energy`` and ``load_run`` also need Fl
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from planar_vae_jax.flows.distribution import PlanarFlow
+from planar_vae_jax.flows.distribution import PlanarDensity, PlanarFlow
 from planar_vae_jax.flows.planar import Planar, init_planar, inverse_planar_flow, planar_flow
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VAE",
     "Planar",
+    "PlanarDensity",
     "PlanarFlow",
     "free_energy",
     "init_planar",

@@ -5,7 +5,7 @@ import contextlib
 import jax
 import numpy as np
 
-from planar_vae_jax import Planar
+from planar_vae_jax import Planar, PlanarFlow
 
 
 @contextlib.contextmanager
@@ -26,6 +26,14 @@ def draw(dim, flow_length, *, scale=1.0, seed=0, dtype=np.float64):
     u, w = (size * rng.normal(size=shape) for _ in "uw")
     params = Planar(u.astype(dtype), w.astype(dtype), rng.normal(size=flow_length).astype(dtype))
     return params, rng.normal(size=dim).astype(dtype)
+
+
+def normal_log_prob(z, mean, log_std):
+    """``log N(z; mean, diag(exp(2 log_std)))``, which is the density of a flow without layers."""
+    shape = (0, z.shape[-1])
+    return PlanarFlow(
+        Planar(np.zeros(shape, z.dtype), np.zeros(shape, z.dtype), np.zeros(0, z.dtype)), mean, log_std
+    ).log_prob(z)
 
 
 def grid(low, high, size):

@@ -6,9 +6,13 @@
 ``init_planar``                Draws the parameters of K layers that are near the identity.
 ``planar_flow``                Sends events through the layers: ``z0 [..., D]`` to ``zK [..., D]``, ``log_det [...]``.
 ``inverse_planar_flow``        Sends events back: ``zK`` to ``z0`` and the ``log_det`` of the inverse map.
+``planar_trajectory``          Where events are after each layer.
+``planar_from_constrained``    The parameters of layers that are given by ``u_hat``, ``w`` and ``b``.
+``planar_to_constrained``      The layers' ``u_hat``, ``w`` and ``b``.
 
 ``distribution``               Densities, in nats.
 ``PlanarFlow``                 The density of a normal variable sent through the layers: sampling and ``log_prob``.
+``PlanarDensity``              A density on data, in either direction: layers, then an affine map.
 ``first_layers``               The same density after the first k layers only.
 ``shown_layers``               Numbers of layers after which pictures show a flow.
 ``standard_normal_log_prob``   ``log N(z; 0, I)``.
@@ -29,6 +33,7 @@ Files whose names begin with ``_`` hold what these are made of.
 """
 
 from planar_vae_jax.flows.distribution import (
+    PlanarDensity,
     PlanarFlow,
     bernoulli_log_prob,
     first_layers,
@@ -36,7 +41,15 @@ from planar_vae_jax.flows.distribution import (
     standard_normal_log_prob,
 )
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES, Nonlinearity, check_nonlinearity
-from planar_vae_jax.flows.planar import Planar, init_planar, inverse_planar_flow, planar_flow
+from planar_vae_jax.flows.planar import (
+    Planar,
+    init_planar,
+    inverse_planar_flow,
+    planar_flow,
+    planar_from_constrained,
+    planar_to_constrained,
+    planar_trajectory,
+)
 from planar_vae_jax.flows.targets import TARGETS, Target, get_target
 
 __all__ = [
@@ -44,6 +57,7 @@ __all__ = [
     "TARGETS",
     "Nonlinearity",
     "Planar",
+    "PlanarDensity",
     "PlanarFlow",
     "Target",
     "bernoulli_log_prob",
@@ -53,6 +67,9 @@ __all__ = [
     "init_planar",
     "inverse_planar_flow",
     "planar_flow",
+    "planar_from_constrained",
+    "planar_to_constrained",
+    "planar_trajectory",
     "shown_layers",
     "standard_normal_log_prob",
 ]

@@ -62,6 +62,33 @@ def constrain_scaled(u: jax.Array, w: jax.Array, inverse_scale: jax.Array) -> Co
     return Constrained(u + along[..., None] * direction, along, inverse_scale, w_u_hat, m, log_m)
 
 
+def unconstrain(u_hat: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns the ``u [..., D]`` whose constraint with ``w [..., D]`` is ``u_hat [..., D]``.
+
+    It is not finite if ``w.u_hat <= -1``. With ``q = w.u_hat`` and ``p = w.u``, the inverse of the softplus is
+    ``p = log(expm1(1 + q)) - c``, and ``u = u_hat + (p - q) w / |w|^2``. Where ``w`` counts as 0, ``u = u_hat``.
+    """
+    w = lax.optimization_barrier(w)
+    scale = inverse_scale(w)
+    nonzero = scale > 0
+    direction = w * scale[..., None]
+    norm2 = jnp.where(nonzero, jnp.sum(jnp.square(direction), -1), 1.0)
+    along = jnp.where(nonzero, _softplus_correction(jnp.sum(w * u_hat, -1)), 0.0) * scale / norm2
+    return u_hat + along[..., None] * direction
+
+
+def _softplus_correction(q: jax.Array) -> jax.Array:
+    """``p - q`` for ``p = log(expm1(1 + q)) - c``, elementwise, in three forms that neither cancel nor overflow."""
+    near, far = jnp.abs(q) < 0.5, q >= 0.5
+    middle = jnp.where(near, q, 0.0)
+    # expm1(1 + q) = (e - 1) (1 + expm1(q) e / (e - 1)), and p is of the order of q near 0.
+    around_0 = jnp.log1p(jnp.expm1(middle) * (math.e / (math.e - 1.0))) - middle
+    m = 1.0 + q
+    large = jnp.log1p(-jnp.exp(-jnp.where(far, m, 1.0))) + (1.0 - SHIFT)  # log(expm1(m)) - m, and m - q = 1
+    small = jnp.log(jnp.expm1(jnp.where(near | far, 1.0, m))) - SHIFT - q
+    return jnp.where(near, around_0, jnp.where(far, large, small))
+
+
 @jax.custom_jvp
 def _shifted_softplus(p: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Computes ``(m - 1, m - 1 - p, m, log m)`` for ``m = softplus(p + c)``, elementwise.

@@ -14,7 +14,7 @@ from jax import lax
 from planar_vae_jax.flows._constraint import Layers, constrain_scaled, inverse_scale
 from planar_vae_jax.flows._inverse import solve_preactivation
 from planar_vae_jax.flows._log_slope import log_det, sum_log_slopes
-from planar_vae_jax.flows._xla import kept, recomputed
+from planar_vae_jax.flows._xla import full_like, kept, recomputed
 from planar_vae_jax.flows.nonlinearities import Nonlinearity
 
 # Up to this D each coordinate of z is an array by itself, so that a step works on vectors over the whole batch. The
@@ -39,6 +39,25 @@ def layer_scan(
 
     z, a = lax.scan(recomputed(layer), _split(z0), _by_coordinate(layers), unroll=layers_a_step)
     return _join(z), log_det(nonlinearity, a, nonlinearity.value(a), layers)
+
+
+def trajectory_scan(nonlinearity: Nonlinearity, layers: Layers, z0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same map as :func:`layer_scan`, after each layer: ``(z [K + 1, ..., D], log_det [K + 1, ...])``."""
+
+    def layer(carry: tuple[jax.Array, jax.Array], one: Layers) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        z, total = carry
+        a = _dot(one.w, z) + one.b
+        h = nonlinearity.value(a)
+        z, total = _add(z, h, one), total + log_det(nonlinearity, a[None], h[None], jax.tree.map(_with_axis, one))
+        return (z, total), (z, total)
+
+    start = (z0, full_like(z0[..., 0], 0.0))
+    _, after = lax.scan(layer, start, layers)
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, after)
+
+
+def _with_axis(leaf: jax.Array) -> jax.Array:
+    return leaf[None]
 
 
 def inverse_scan(nonlinearity: Nonlinearity, layers: Layers, zK: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -24,9 +24,9 @@ from jaxtyping import Array, Float
 
 from planar_vae_jax.flows import _xla
 from planar_vae_jax.flows._arrays import computed_in, widened
-from planar_vae_jax.flows._constraint import Layers, constrain
+from planar_vae_jax.flows._constraint import Layers, constrain, unconstrain
 from planar_vae_jax.flows._gram import gram_layers
-from planar_vae_jax.flows._scan import NARROW, amortized_scan, inverse_scan, layer_scan
+from planar_vae_jax.flows._scan import NARROW, amortized_scan, inverse_scan, layer_scan, trajectory_scan
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES, check_nonlinearity
 
 _METHODS = ("scan", "gram")
@@ -167,7 +167,88 @@ def inverse_planar_flow(
     return _backward(params, zK, h=h)
 
 
+def planar_trajectory(
+    params: Planar, z0: Float[Array, "*events D"], *, h: str = "tanh"
+) -> tuple[Float[Array, "after *lead D"], Float[Array, " after *lead"]]:
+    """Sends events through K planar layers and returns where they are after 0, 1, .. K of them.
+
+    Args:
+        params: as for :func:`planar_flow`.
+        z0: ``[..., D]``, as for :func:`planar_flow`.
+        h: the nonlinearity, a name in ``NONLINEARITIES``.
+
+    Returns:
+        ``(z [K + 1, ..., D], log_det [K + 1, ...])``. Entry 0 is ``z0`` with ``log_det = 0``, and the last entry is
+        what :func:`planar_flow` returns: ``log_det[k]`` is that of the first k layers together, in nats.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or ``h`` is unknown.
+    """
+    params, z0 = _as_arrays(params, z0, "z0")
+    check_nonlinearity(h)
+    return _trajectory(params, z0, h=h)
+
+
+# --- Other parametrisations
+
+
+def planar_from_constrained(
+    u_hat: Float[Array, "*batch K D"], w: Float[Array, "*batch K D"], b: Float[Array, "*batch K"]
+) -> Planar:
+    """Makes the parameters whose layers are ``f(z) = z + u_hat h(w.z + b)``, for any ``u_hat`` with ``w.u_hat > -1``.
+
+    This carries over layers that another library has trained: each has a constraint of its own, and ``u_hat`` is what
+    it ends at. The inverse of the constraint here is in closed form, and accurate near ``w.u_hat = 0``.
+
+    Args:
+        u_hat: ``[..., K, D]``, or ``[D]`` for one layer without an axis of layers.
+        w: of the same shape.
+        b: ``[..., K]``, or ``[]``.
+
+    Returns:
+        ``Planar(u [..., K, D], w [..., K, D], b [..., K])``; one layer becomes K = 1.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or (outside of ``jax.jit``) a layer has ``w.u_hat <= -1`` and has no
+            inverse. Inside ``jax.jit`` its ``u`` is not finite.
+    """
+    u_hat, w, b = (jnp.asarray(leaf) for leaf in (u_hat, w, b))
+    if u_hat.ndim == 1 and w.ndim == 1 and b.ndim == 0:
+        u_hat, w, b = u_hat[None], w[None], b[None]
+    _check_layers("u_hat", u_hat, w, b)
+    product = jnp.sum(u_hat * w, -1)
+    if not isinstance(product, jax.core.Tracer) and not bool(jnp.all(product > -1)):
+        raise ValueError(
+            f"w.u_hat must be greater than -1 in every layer, or it has no inverse; got {float(jnp.min(product)):.9g}"
+        )
+    return Planar(unconstrain(u_hat, w), w, b)
+
+
+def planar_to_constrained(
+    params: Planar,
+) -> tuple[Float[Array, "*batch K D"], Float[Array, "*batch K D"], Float[Array, "*batch K"]]:
+    """Returns ``(u_hat [..., K, D], w [..., K, D], b [..., K])`` of the layers ``f(z) = z + u_hat h(w.z + b)``.
+
+    Raises:
+        ValueError: if the shapes or dtypes of ``params`` do not fit.
+    """
+    u, w, b = map(jnp.asarray, params)
+    _check_layers("u", u, w, b)
+    return constrain(u, w).u_hat, w, b
+
+
 # --- Checks and the choice of a method
+
+
+def _check_layers(name: str, u: jax.Array, w: jax.Array, b: jax.Array) -> None:
+    """Checks arrays of layers without events; ``name`` is that of ``u`` in errors."""
+    if u.ndim < 2 or w.shape != u.shape or b.shape != u.shape[:-1]:
+        shapes = f"{name} {u.shape}, w {w.shape}, b {b.shape}"
+        raise ValueError(f"layers must be {name} [..., K, D], w [..., K, D], b [..., K]; got {shapes}")
+    dtypes = {leaf.dtype for leaf in (u, w, b)}
+    if len(dtypes) > 1 or not jnp.issubdtype(u.dtype, jnp.floating) or u.dtype.itemsize < 4:
+        names = ", ".join(str(leaf.dtype) for leaf in (u, w, b))
+        raise ValueError(f"{name}, w and b must be of one floating dtype, float32 or float64; got {names}")
 
 
 def _as_arrays(params: Planar, z: jax.Array, argument: str) -> tuple[Planar, jax.Array]:
@@ -235,6 +316,12 @@ def _backward(params: Planar, zK: jax.Array, *, h: str) -> tuple[jax.Array, jax.
     return _vmapped(functools.partial(inverse_scan, NONLINEARITIES[h]), axes)(layers, zK)
 
 
+@functools.partial(jax.jit, static_argnames="h")
+def _trajectory(params: Planar, z0: jax.Array, *, h: str) -> tuple[jax.Array, jax.Array]:
+    layers, z0, axes = _aligned(params, z0)
+    return _vmapped(functools.partial(trajectory_scan, NONLINEARITIES[h]), axes, leading=1)(layers, z0)
+
+
 def _aligned(params: Planar, z: jax.Array) -> tuple[Layers, jax.Array, list[int]]:
     """Broadcasts ``z`` and names its axes along which the flows differ.
 
@@ -255,8 +342,11 @@ def _aligned(params: Planar, z: jax.Array) -> tuple[Layers, jax.Array, list[int]
 _Flow = Callable[[Layers, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def _vmapped(flow: _Flow, axes: list[int]) -> _Flow:
-    """``flow``, a map of one flow's layers ``[K, ...]`` and its events, for layers and events of :func:`_aligned`."""
+def _vmapped(flow: _Flow, axes: list[int], *, leading: int = 0) -> _Flow:
+    """``flow``, a map of one flow's layers ``[K, ...]`` and its events, for layers and events of :func:`_aligned`.
+
+    ``leading`` is the number of axes that the results of ``flow`` have in front of those of the events.
+    """
     for position, axis in reversed(list(enumerate(axes))):
-        flow = jax.vmap(flow, in_axes=(0, axis - position), out_axes=axis - position)
+        flow = jax.vmap(flow, in_axes=(0, axis - position), out_axes=leading + axis - position)
     return flow

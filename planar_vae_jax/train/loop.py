@@ -137,27 +137,39 @@ def train(
     data: Any,
     key: jax.Array,
     *,
-    batch_size: int,
-    epochs: int,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
 ) -> tuple[TrainState, StepInfo]:
     """Trains on arrays in memory: one compiled program under ``jax.jit``, many seeds under ``jax.vmap``.
+
+    With ``data=None`` the loss draws what it needs by its key, and ``steps`` takes the place of the other two numbers.
 
     Args:
         loss: see the module's docstring.
         optimizer: an optax optimiser.
         params: the initial parameters, any pytree of arrays such as a Flax module.
-        data: a pytree of arrays ``[N, ...]``, in a new random order in each epoch.
+        data: a pytree of arrays ``[N, ...]``, in a new random order in each epoch; or None.
         key: the PRNG key from which everything random is derived.
         batch_size: examples per step, at most N.
         epochs: passes over the data.
+        steps: steps without data.
 
     Returns:
-        The final state, and the info of every step, whose leaves are ``[epochs, steps]``.
+        The final state, and the info of every step, whose leaves are ``[epochs, steps]``, or ``[steps]`` without data.
 
     Raises:
-        ValueError: the arrays of ``data`` differ in length, ``batch_size`` is not between 1 and N, ``epochs`` is
-            negative, or the loss does not return a value and a dict of scalars.
+        ValueError: the arrays of ``data`` differ in length, ``batch_size`` is not between 1 and N, ``epochs`` or
+            ``steps`` is negative or given for the other kind of training, or the loss does not return a value and a
+            dict of scalars.
     """
+    if data is None:
+        return _train_without_data(loss, optimizer, params, key, batch_size=batch_size, epochs=epochs, steps=steps)
+    if steps is not None or batch_size is None or epochs is None:
+        raise ValueError(
+            f"batch_size and epochs must be given with data, and steps only with data=None; "
+            f"got batch_size={batch_size}, epochs={epochs}, steps={steps}"
+        )
     data = jax.tree.map(jnp.asarray, data)
     shapes = [list(leaf.shape) for leaf in jax.tree.leaves(data)]
     if not shapes or [] in shapes or len({shape[0] for shape in shapes}) > 1:
@@ -177,3 +189,23 @@ def train(
         return train_steps(loss, optimizer, state, info, data, order, steps_key, 0, steps)
 
     return lax.scan(epoch, mesh.varying_like(state, (state, data, key)), jnp.arange(epochs))
+
+
+def _train_without_data(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    key: jax.Array,
+    *,
+    steps: int | None,
+    **other: Any,
+) -> tuple[TrainState, StepInfo]:
+    """:func:`train` without data: one epoch of ``steps`` steps."""
+    if steps is None or steps < 0 or any(value is not None for value in other.values()):
+        given = ", ".join(f"{name}={value}" for name, value in {**other, "steps": steps}.items())
+        raise ValueError(f"with data=None, steps must be given, at least 0, and nothing else; got {given}")
+    state = init_state(params, optimizer)
+    info = empty_info(loss, state, None, key, steps)
+    _, steps_key = epoch_keys(key, 0)
+    state = mesh.varying_like(state, (state, key))
+    return train_steps(loss, optimizer, state, info, None, None, steps_key, 0, steps)

@@ -126,7 +126,7 @@ def free_energy(
     _check_images(images)
     key = _checked_key(key, images)
     posterior = model.encode(images) if posterior is None else posterior
-    return terms(model, posterior, images, noise(key, posterior.mean))
+    return _terms(model, posterior, images, noise(key, posterior.mean))
 
 
 def sampled_terms(model: Model, images: Float[Array, "B H W *C"], key: Keys, samples: int) -> Terms:
@@ -141,11 +141,39 @@ def sampled_terms(model: Model, images: Float[Array, "B H W *C"], key: Keys, sam
     key = typed_key(key)
     posterior = model.encode(images)
     shape = (samples, *posterior.mean.shape)
-    return terms(model, posterior, images, jax.random.normal(key, shape, posterior.mean.dtype))
+    return _terms(model, posterior, images, jax.random.normal(key, shape, posterior.mean.dtype))
 
 
-def terms(model: Model, posterior: Posterior, images: Float[Array, "..."], noise: jax.Array) -> Terms:
-    """Terms of images under ``posterior``, for given standard normal ``noise [..., B, L]``: each ``[..., B]``."""
+def terms(
+    model: Model,
+    images: Float[Array, "B H W *C"],
+    noise: Float[Array, "*S B L"],
+    *,
+    posterior: Posterior | None = None,
+) -> Terms:
+    """As :func:`free_energy`, for noise of the caller's own: each ``[..., B]``.
+
+    For draws that are not independent standard normal ones, such as antithetic or quasi-random ones.
+
+    Args:
+        model: a VAE.
+        images: as for :func:`free_energy`.
+        noise: ``[..., B, L]``, the standard normal draws that :meth:`PlanarFlow.transform` takes; leading axes are
+            samples of each image.
+        posterior: another ``q(z|x)`` of these images than ``model.encode(images)``.
+
+    Raises:
+        ValueError: for images as :func:`free_energy`; for noise of another size.
+    """
+    _check_images(images)
+    posterior = model.encode(images) if posterior is None else posterior
+    wanted = posterior.mean.shape
+    if noise.shape[-2:] != wanted:
+        raise ValueError(f"noise must be of shape [..., {', '.join(map(str, wanted))}]; got {list(noise.shape)}")
+    return _terms(model, posterior, images, noise)
+
+
+def _terms(model: Model, posterior: Posterior, images: jax.Array, noise: jax.Array) -> Terms:
     zK, log_q0, log_det = posterior.transform(noise)
     images, parameters = _pixels(model, images, zK)
     mean = model.likelihood.mean(parameters)
@@ -310,7 +338,7 @@ def importance_nll(
         """The largest log-weight of a chunk, and relative to it the sums of weights and of their squares: [M, B]."""
         numbers = start + jnp.arange(chunk)
         draws = jax.vmap(lambda s: noise(fold_in_each(keys, s), posterior.mean))(numbers)
-        log_w = -terms(model, posterior, images, draws).free_energy
+        log_w = -_terms(model, posterior, images, draws).free_energy
         # [M, chunk, B]; the last chunk may be longer than S.
         log_w = jax.vmap(lambda count: jnp.where((numbers < count)[:, None], log_w, -jnp.inf))(counts)
         largest = _shift(jnp.max(log_w, axis=1))
@@ -377,7 +405,7 @@ def vae_loss(
         posterior = model.encode(x)
         samples = (train_samples,) if objective == "iwae" else ()
         noise = jax.random.normal(noise_key, (*samples, *posterior.mean.shape), posterior.mean.dtype)
-        found = terms(model, posterior, x, noise)
+        found = _terms(model, posterior, x, noise)
         value = found.objective(objective)
         figures = {"train_loss": value, "reconstruction": found.reconstruction, "kl": found.kl}
         if kl_warmup_steps or annealing_steps:

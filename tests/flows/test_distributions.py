@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pytest
 from exact import exactly, to_exact
-from helpers import grid
+from helpers import grid, normal_log_prob
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planar_vae_jax.flows.distribution import _normal_log_prob as normal_log_prob
 from planar_vae_jax.flows.distribution import bernoulli_log_prob, standard_normal_log_prob
 from planar_vae_jax.flows.targets import _mixture_log_prob as normal_mixture_log_prob
 

@@ -10,7 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from planar_vae_jax import Planar, PlanarFlow, flows
+from planar_vae_jax import Planar, PlanarDensity, PlanarFlow, flows
 
 checked = jaxtyping.jaxtyped(typechecker=beartype.beartype)
 refused = pytest.raises((jaxtyping.TypeCheckError, ValueError))
@@ -130,6 +130,46 @@ def test_the_methods_of_a_density(flow):
         for name in ("transform", "log_prob"):
             with refused:
                 methods[name](flow, wrong)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_the_methods_of_a_density_on_data(inverted):
+    methods = {name: checked(getattr(PlanarDensity, name)) for name in ("transform", "inverse", "sample", "log_prob")}
+    both, key = checked(PlanarDensity.sample_and_log_prob), jax.random.key(0)
+    density = PlanarDensity(layers(4), numbers(5, 1, D), 0.5, numbers(D, D), inverted=inverted)
+    batch = density.batch_shape
+
+    def run(density, x):
+        found = [methods[name](density, x) for name in ("transform", "inverse", "log_prob")]
+        return *found, both(density, key, 7), methods["sample"](density, key)
+
+    for points in ((), (7, *batch)):
+        lead = np.broadcast_shapes(points, batch)
+        *maps, log_prob, (drawn, _), sample = jax.eval_shape(run, density, numbers(*points, D))
+        assert all([leaf.shape for leaf in one] == [(*lead, D), lead] for one in maps)
+        assert (log_prob.shape, drawn.shape, sample.shape) == (lead, (7, *batch, D), (*batch, D))
+    checked(PlanarDensity.init)(key, K, D, loc=numbers(D), scale=2.0, inverted=inverted)
+    for name in ("transform", "inverse", "log_prob"):
+        with refused:
+            methods[name](density, numbers(D + 1))
+
+
+def test_where_events_are_after_each_layer():
+    function = checked(flows.planar_trajectory)
+    for of_params, of_events in SHAPES:
+        lead = np.broadcast_shapes(of_params, of_events)
+        z, log_det = jax.eval_shape(function, layers(*of_params), numbers(*of_events, D))
+        assert (z.shape, log_det.shape) == ((K + 1, *lead, D), (K + 1, *lead))
+    with refused:
+        function(layers(), numbers(D + 1))
+
+
+def test_layers_given_by_what_they_do():
+    back, there = checked(flows.planar_from_constrained), checked(flows.planar_to_constrained)
+    for lead in ((), (4,)):
+        assert back(*there(layers(*lead))).u.shape == (*lead, K, D)
+    with refused:
+        back(numbers(K, D), numbers(K, D), numbers(K, D))
 
 
 def test_the_fields_of_a_density_of_another_size():

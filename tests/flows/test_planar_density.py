@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_trees_close, draw, grid, stack
+from helpers import assert_trees_close, draw, grid, normal_log_prob, stack
 
 from planar_vae_jax import Planar, PlanarFlow, planar_flow
-from planar_vae_jax.flows.distribution import _normal_log_prob as normal_log_prob
 from planar_vae_jax.flows.distribution import first_layers
 
 

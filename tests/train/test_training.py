@@ -300,6 +300,36 @@ def test_data_of_different_lengths_are_an_error(data, shapes):
         run(data=data)
 
 
+def test_train_without_data_takes_steps_alone():
+    def loss(params, batch, key, step):
+        assert batch is None
+        return jnp.sum(jnp.square(params)) + jnp.sum(params) * jax.random.normal(key), {"first": params[0]}
+
+    def train_alone(key, **given):
+        return train(loss, ADAM, PARAMS, None, key, **given)
+
+    state, info = jax.jit(lambda key: train_alone(key, steps=5))(jax.random.key(0))
+    _, steps_key = epoch_keys(jax.random.key(0), 0)
+    start = init_state(PARAMS, ADAM)
+    empty = empty_info(loss, start, None, steps_key, 5)
+    expected = train_steps(loss, ADAM, start, empty, None, None, steps_key, 0, 5)
+    np.testing.assert_allclose(state.params, expected[0].params, rtol=1e-6)
+    assert (info.loss.shape, info.figures["first"].shape, int(state.step)) == ((5,), (5,), 5)
+    both, _ = jax.vmap(lambda key: train_alone(key, steps=5))(jax.random.split(jax.random.key(0), 2))
+    assert both.params.shape == (2, *PARAMS.shape)
+    for given in ({}, {"steps": -1}, {"steps": 5, "epochs": 1}, {"steps": 5, "batch_size": 4}):
+        with pytest.raises(ValueError, match="with data=None, steps must be given, at least 0, and nothing else; got"):
+            train_alone(jax.random.key(0), **given)
+
+
+@pytest.mark.parametrize("given", [{"steps": 5}, {"batch_size": None}, {"epochs": None}])
+def test_data_are_taken_by_batch_and_epoch(given):
+    with pytest.raises(
+        ValueError, match="batch_size and epochs must be given with data, and steps only with data=None"
+    ):
+        run(**given)
+
+
 def test_a_negative_number_of_epochs_is_an_error_and_none_is_the_start():
     with pytest.raises(ValueError, match="epochs must be at least 0; got -1"):
         run(epochs=-1)

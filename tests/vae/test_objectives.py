@@ -298,6 +298,11 @@ def test_rounding_beyond_white_is_taken_and_constants_in_traced_functions_are_ch
         jax.eval_shape(lambda key: free_energy(model, 255 * np.asarray(BINARY), key), KEYS[0])
 
 
+def test_noise_of_another_size_is_refused(model):
+    with pytest.raises(ValueError, match=r"noise must be of shape \[\.\.\., 4, 1\]; got \[5, 1\]"):
+        jax.eval_shape(lambda noise: terms(model, many(4), noise), jnp.zeros((5, 1)))
+
+
 # --- Another posterior, points, and large images
 
 
@@ -309,7 +314,7 @@ def test_another_posterior_may_take_the_place_of_the_models(model):
     def both(key):
         given = {"posterior": posterior}
         nlls = [importance_nll(model, many(4), key, samples=3, **one).nll for one in ({}, given)]
-        found = terms(model, posterior, many(4), jnp.zeros((5, 4, 1)))
+        found = terms(model, many(4), jnp.zeros((5, 4, 1)))
         zK = posterior.transform(jnp.zeros((5, 4, 1)))[0]
         energies = [free_energy(model, many(4), key, **one).free_energy for one in ({}, given)]
         return energies, nlls, found, log_joint(model, many(4), zK), log_joint(model, many(1)[0], zK[:, 0])
