@@ -1,18 +1,22 @@
 """Log-densities of batches of events, in nats, and the density of a normal variable sent through planar layers."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from planar_vae_jax.flows._arrays import add, computed_in
 from planar_vae_jax.flows.nonlinearities import check_nonlinearity
 from planar_vae_jax.flows.planar import Planar, inverse_planar_flow, planar_flow
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -171,7 +175,7 @@ class PlanarFlow:
         return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self.h
 
     @classmethod
-    def tree_unflatten(cls, h: str, leaves: Any) -> "PlanarFlow":
+    def tree_unflatten(cls, h: str, leaves: Any) -> PlanarFlow:
         """Makes the object without checks, as JAX puts other things than arrays into pytrees."""
         flow = object.__new__(cls)
         for name, leaf in zip(("params", "mean", "log_std", "lower", "h"), (*leaves, h), strict=True):
