@@ -8,7 +8,7 @@ import pytest
 import planar_vae_jax
 from planar_vae_jax import flows
 
-HEAVY = ["flax", "optax", "orbax", "matplotlib", "absl", "scipy", "tensorflow_datasets"]
+HEAVY = ["flax", "optax", "orbax", "matplotlib", "absl", "scipy", "jaxtyping", "tensorflow_datasets"]
 
 
 @pytest.mark.parametrize("package", ["planar_vae_jax", "planar_vae_jax.flows"])

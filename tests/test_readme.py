@@ -99,7 +99,7 @@ def test_the_experiment_of_ones_own_trains_is_used_and_goes_on(tmp_path, monkeyp
 def test_a_plain_installation_brings_the_core_alone():
     """And of what that needs, no pyarrow."""
     waiting = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    core = {"flax", "jax", "jaxlib", "jaxtyping", "numpy", "optax", "scipy"}
+    core = {"flax", "jax", "jaxlib", "numpy", "optax", "scipy"}
     assert {Requirement(one).name for one in waiting} == core
     needed = set()
     while waiting:

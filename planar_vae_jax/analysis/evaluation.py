@@ -6,21 +6,25 @@ depends on the seed of a run (except through the parameters), on the number of i
 the number of devices or on the generator used in training, and differences between runs are paired.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
 
 from planar_vae_jax.data.streamed import Streamed, map_ahead
 from planar_vae_jax.statistics import mean_and_error, means_and_errors
 from planar_vae_jax.train import mesh as meshes
 from planar_vae_jax.vae import objectives
 from planar_vae_jax.vae.binarization import binarize_each
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Key, UInt8
 
 BATCH = 1000  # images decoded at a time: a gated convolution keeps 0.2 MB for each of 28 x 28 pixels
 _SPLITS = ("test", "valid", "train")
@@ -45,7 +49,7 @@ class Images(NamedTuple):
     pixels: jax.Array  # [N, H, W] or [N, H, W, C] uint8; 0 or 255 unless they are grey levels
     keys: jax.Array  # [N], of the posterior samples
 
-    def take(self, rows: np.ndarray) -> "Images":
+    def take(self, rows: np.ndarray) -> Images:
         """The images of these rows."""
         return _taken(self, rows)
 

@@ -9,21 +9,25 @@ amortisation gap is slightly underestimated and the approximation gap overestima
 nats above the optimum for 5 layers in 40 dimensions, and at the optimum for a factorised normal.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Key
 
 from planar_vae_jax.analysis.evaluation import BATCH, Images, map_batches, unit_pixels
 from planar_vae_jax.flows.distribution import PlanarFlow
 from planar_vae_jax.flows.planar import Planar
 from planar_vae_jax.statistics import means_and_errors
 from planar_vae_jax.vae import objectives
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Key
 
 
 class Settings(NamedTuple):

@@ -3,18 +3,22 @@
 Pictures are pixel means in 0..1; ``pixels`` are uint8, as they are evaluated.
 """
 
+from __future__ import annotations
+
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
 
 from planar_vae_jax.analysis.evaluation import BATCH, Images, fixed_key, map_batches, map_chunks, pictures, unit_pixels
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.vae import objectives
 from planar_vae_jax.vae.model import Posterior
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, UInt8
 
 _MOMENTS = 128  # samples of each image's q, for its mean and variance in each dimension
 

@@ -4,17 +4,21 @@
 the inverse of these layers. For models with two latent dimensions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
 
 from planar_vae_jax.analysis.evaluation import BATCH, abstract_posterior, fixed_key, map_batches, unit_pixels
 from planar_vae_jax.flows.distribution import PlanarFlow, first_layers, shown_layers, standard_normal_log_prob
 from planar_vae_jax.vae import objectives
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, UInt8
 
 SIDE = 128  # points along a side of a grid
 _NOISE = 5.0  # standard deviations of q_0, half the side of the grid of z_0

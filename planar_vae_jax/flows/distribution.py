@@ -1,18 +1,22 @@
 """Log-densities of batches of events, in nats, and the densities that planar layers make of a normal variable."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import operator
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from planar_vae_jax.flows._arrays import add, computed_in
 from planar_vae_jax.flows.nonlinearities import check_nonlinearity
 from planar_vae_jax.flows.planar import Planar, init_planar, inverse_planar_flow, planar_flow
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -283,7 +287,7 @@ class PlanarDensity(_Density):
         h: str = "tanh",
         inverted: bool = False,
         dtype: jax.typing.DTypeLike | None = None,
-    ) -> "PlanarDensity":
+    ) -> PlanarDensity:
         """Draws a density near ``N(loc, diag(scale^2))``, whose layers are near the identity.
 
         Args:

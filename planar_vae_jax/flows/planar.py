@@ -12,15 +12,16 @@ Batches are leading axes: ``z0 [..., D]``. Two things are written differently fr
   non-negative terms, which needs no ``abs`` and no epsilon and cancels nothing (``_log_slope.py``).
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from planar_vae_jax.flows import _xla
 from planar_vae_jax.flows._arrays import computed_in, widened
@@ -28,6 +29,9 @@ from planar_vae_jax.flows._constraint import Layers, constrain, unconstrain
 from planar_vae_jax.flows._gram import gram_layers
 from planar_vae_jax.flows._scan import NARROW, amortized_scan, inverse_scan, layer_scan, trajectory_scan
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES, check_nonlinearity
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _METHODS = ("scan", "gram")
 

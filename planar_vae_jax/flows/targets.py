@@ -1,15 +1,19 @@
 """Target densities on the plane: the paper's mixture, and U1 to U4 of Rezende & Mohamed (2015, table 1)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from planar_vae_jax.flows.distribution import standard_normal_log_prob
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _EXTENT = 4.0  # half the side of the square in which U1 to U4 are plotted
 _TAPER = 0.5  # standard deviation of the Gaussian shoulders of U2 to U4 beyond |z_1| = _EXTENT

@@ -26,6 +26,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,8 @@ class Checkpoints:
         self._manager: Any = None
         self._silence = contextlib.ExitStack()
         self._saving: int | None = None
+        self._thread: Any = None
+        self._written: Future[None] | None = None
 
     @property
     def newest(self) -> int | None:
@@ -146,12 +149,16 @@ class Checkpoints:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(_quiet())  # until close(), as Orbax's threads log at any time
                 self._manager = self._open()
+                self._thread = ThreadPoolExecutor(1, "checkpoints")
                 self._silence = stack.pop_all()
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot hold checkpoints: {_brief(error)}") from error
 
     def save(self, step: int, tree: Any, meta: dict[str, Any], *, score: float | None = None) -> None:
         """Waits for the previous checkpoint and begins to write this one; ``tree`` may change once this call returns.
+
+        What Orbax does before it writes takes much longer than copying the arrays, so a thread of our own calls it. In
+        several processes the calling thread does, as all processes must make Orbax's exchanges in the same order.
 
         Args:
             step: the step of the training, greater than that of every earlier checkpoint.
@@ -161,7 +168,8 @@ class Checkpoints:
 
         Raises:
             TypeError: a leaf is neither an array nor a key.
-            CheckpointError: this checkpoint cannot be begun, or the previous one could not be written.
+            CheckpointError: this step is not the newest, the folder cannot be written, or the previous checkpoint could
+                not be written.
         """
         self.wait()
         leaves, entries = _pack(tree)
@@ -169,7 +177,7 @@ class Checkpoints:
         whole = {"format": _FORMAT, "crc32": _crc(content), "content": content}
         self.begin_to_write()
         args = _orbax().args
-        items = {"state": args.PyTreeSave(leaves), "meta": args.JsonSave(whole)}
+        items = args.Composite(state=args.PyTreeSave(leaves), meta=args.JsonSave(whole))
         newest = self.newest
         if newest is not None and step <= newest:
             raise CheckpointError(f"{self.directory}: step {step} is not after {newest}, so it was not saved")
@@ -177,10 +185,20 @@ class Checkpoints:
             self._scores[step] = score
         self._saving = step
         try:
-            if not self._manager.save(step, args=args.Composite(**items)):
-                raise RuntimeError(f"Orbax did not save step {step}")
+            if _hosts.count() == 1:
+                self._written = self._thread.submit(self._write, step, items)
+            else:
+                self._begin(step, items)
         except Exception as error:
             raise self._failed(error) from error
+
+    def _write(self, step: int, items: Any) -> None:
+        self._begin(step, items)
+        self._manager.wait_until_finished()  # here, as Orbax raises an error once in each thread that waits
+
+    def _begin(self, step: int, items: Any) -> None:
+        if not self._manager.save(step, args=items):
+            raise RuntimeError(f"Orbax did not save step {step}")
 
     def wait(self) -> None:
         """Returns when the checkpoint that was begun is on the disk and would survive a power failure.
@@ -191,7 +209,10 @@ class Checkpoints:
         if self._saving is None:
             return
         try:
-            self._manager.wait_until_finished()
+            if self._written is not None:
+                self._written.result()
+            else:
+                self._manager.wait_until_finished()
             if _hosts.index() == 0:
                 sync_tree(self.directory / str(self._saving))
         except Exception as error:
@@ -210,6 +231,7 @@ class Checkpoints:
             if self._manager is not None:
                 with self._silence, contextlib.suppress(Exception):  # a failed save is raised again by Orbax's threads
                     self._manager.close()
+                self._thread.shutdown()
                 self._manager = None
 
     def __enter__(self) -> "Checkpoints":
@@ -509,7 +531,7 @@ def _pack(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
             raise TypeError(f"a checkpoint holds arrays of numbers and PRNG keys; got {type(leaf).__name__} as {name}")
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)  # whole on every device
-        array = np.asarray(leaf)
+        array = np.array(leaf)  # a copy, also of a JAX array, whose memory is used again once it is donated
         array = array.astype(array.dtype.newbyteorder("="), copy=False)  # the byte order is not stored
         entries[name] = entry | {"dtype": str(array.dtype), "shape": list(array.shape), "crc32": _crc_of(array)}
         if array.size:

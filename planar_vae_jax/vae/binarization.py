@@ -1,10 +1,15 @@
 """From grey pixels to what a Bernoulli decoder models; drawn on the device."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Key, UInt8, UInt32
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float32, Key, UInt8, UInt32
 
 BINARIZATIONS = ("dynamic", "static", "threshold", "none")
 

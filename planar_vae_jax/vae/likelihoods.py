@@ -3,16 +3,20 @@
 Pixels are in 0..1 and are independent given ``z``. :func:`measured` says what the nats of each likelihood measure.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from planar_vae_jax.flows.distribution import bernoulli_log_prob
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 LEVELS = 256  # of a uint8 pixel
 FIRST_LOG_SCALE = -1.0  # of pixels in 0..1, for likelihoods with a scale

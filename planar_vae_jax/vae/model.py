@@ -4,15 +4,16 @@ A :class:`VAE` is a Flax module and itself the pytree that ``jax.grad``, ``jax.l
 optax and checkpoints take. Its parameters are its leaves; there is no second object.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from planar_vae_jax.flows.distribution import PlanarFlow
 from planar_vae_jax.flows.nonlinearities import check_nonlinearity
@@ -22,6 +23,9 @@ from planar_vae_jax.vae.conv import GatedDecoder, GatedEncoder
 from planar_vae_jax.vae.likelihoods import LIKELIHOODS, Likelihood
 from planar_vae_jax.vae.mlp import MLPDecoder, MLPEncoder
 from planar_vae_jax.vae.precision import Linear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 # log_std = LOG_STD_RANGE tanh(raw / LOG_STD_RANGE): the identity near 0, and never so large or small that exp(log_std)
 # or exp(-log_std) overflows or a variance becomes 0.
@@ -212,7 +216,7 @@ class VAE(nnx.Module):
         precision: str = "float32",
         dtype: Any = "float32",
         rngs: nnx.Rngs,
-    ) -> "VAE":
+    ) -> VAE:
         """Linear layers with ReLUs and a planar posterior, as in section 4.2 of the paper.
 
         Args:
@@ -255,7 +259,7 @@ class VAE(nnx.Module):
         precision: str = "float32",
         dtype: Any = "float32",
         rngs: nnx.Rngs,
-    ) -> "VAE":
+    ) -> VAE:
         """Gated convolutions (van den Berg et al. 2018) and a planar posterior; arguments as for :meth:`mlp`.
 
         Raises:

@@ -7,26 +7,30 @@ Keys: one key draws for the whole batch (training). Keys ``[B]`` draw for each i
 of an image depend neither on the other images nor on the batch size (evaluation).
 """
 
+from __future__ import annotations
+
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 from planar_vae_jax.flows.distribution import standard_normal_log_prob
 from planar_vae_jax.vae.binarization import binarize, check_binarization
 from planar_vae_jax.vae.likelihoods import Likelihood
 from planar_vae_jax.vae.model import Posterior
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Key, UInt8, UInt32
+
 OBJECTIVES = ("elbo", "iwae", "reconstruction")
 SLACK = 1e-6  # beyond 0..1, what rounding adds to black and white
 
 # One key, or one for each image; of jax.random.key, or the words of jax.random.PRNGKey.
-Keys = Key[Array, "..."] | UInt32[Array, "... words"]
+Keys: TypeAlias = 'Key[Array, "..."] | UInt32[Array, "... words"]'
 Loss = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 

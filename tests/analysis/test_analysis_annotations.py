@@ -1,11 +1,11 @@
 """Shapes and dtypes in the annotations of public functions are those of what they take and return."""
 
-import beartype
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from annotations import checked
 from vae_models import drawn
 
 from planar_vae_jax.analysis import evaluation, latent
@@ -28,7 +28,6 @@ CASES = {  # function, valid arguments, arguments of a wrong shape or dtype
 @pytest.mark.parametrize("name", CASES)
 def test_valid_arguments_are_taken_and_others_refused(name):
     function, valid, wrong = CASES[name]
-    checked = jaxtyping.jaxtyped(getattr(function, "__wrapped__", function), typechecker=beartype.beartype)
-    checked(*valid)
+    checked(function)(*valid)
     with pytest.raises(jaxtyping.TypeCheckError):
-        checked(*wrong)
+        checked(function)(*wrong)

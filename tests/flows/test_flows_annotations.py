@@ -1,18 +1,17 @@
 """The shapes in the annotations of the public functions are those of their arguments and results.
 
-``jaxtyped`` checks annotations at run time. It is applied in these tests only: users get the errors of the functions.
+They are checked in these tests only: users get the errors of the functions.
 """
 
-import beartype
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from annotations import checked, hints
 
 from planar_vae_jax import Planar, PlanarDensity, PlanarFlow, flows
 
-checked = jaxtyping.jaxtyped(typechecker=beartype.beartype)
 refused = pytest.raises((jaxtyping.TypeCheckError, ValueError))
 
 K, D = 2, 3
@@ -33,7 +32,7 @@ def checks_the_fields_of(kind):
     """Makes a function of some fields of a class into one that checks them by the annotations of the class."""
 
     def decorator(function):
-        function.__annotations__ = kind.__annotations__
+        function.__annotations__ = hints(kind)
         return checked(function)
 
     return decorator
@@ -200,7 +199,7 @@ def test_log_densities():
 @pytest.mark.parametrize("name", flows.TARGETS)
 def test_targets(name):
     target = checked(flows.get_target)(name)
-    annotation = flows.Target.__annotations__["log_density"]
+    annotation = hints(flows.Target)["log_density"]
     (argument,), result = annotation.__args__[:-1], annotation.__args__[-1]
 
     @checked

@@ -272,18 +272,20 @@ def test_a_step_that_is_not_newer_is_refused(folder, step):
 
 
 def full_disk(monkeypatch, at=1):
-    """From the save of this number on, the folder that Orbax writes into takes no file."""
-    handler, saves = ocp.JsonCheckpointHandler, 0
+    """From the save of this number on, the folder takes no file; the event says that a save has failed."""
+    handler, saves, failed = ocp.JsonCheckpointHandler, 0, threading.Event()
     write = handler._save_fn
 
     async def save(self, item, path):
         nonlocal saves
         saves += 1
         if saves >= at:
+            failed.set()
             raise OSError(28, "No space left on device", str(path))
         await write(self, item, path)
 
     monkeypatch.setattr(handler, "_save_fn", save)
+    return failed
 
 
 def test_a_save_that_fails_in_the_background_is_reported_and_is_no_checkpoint(folder, monkeypatch):
@@ -327,6 +329,29 @@ def test_a_save_is_on_the_disk_when_wait_returns(folder, monkeypatch):
     assert {str(path) for path in own} <= set(synced)
 
 
+def test_a_save_returns_before_orbax_has_begun_and_its_failure_to_begin_is_reported_once(folder, monkeypatch):
+    waiting, begin = threading.Event(), ocp.CheckpointManager.save
+
+    def save(self, step, **kwargs):
+        assert waiting.wait(60)
+        if step == 2:
+            raise OSError(28, "No space left on device")
+        return begin(self, step, **kwargs)
+
+    def action(checkpoints):
+        for step in (1, 2):
+            waiting.clear()
+            checkpoints.save(step, make(step), {})
+            waiting.set()
+        with pytest.raises(CheckpointError, match=r"No space left on device$"):
+            checkpoints.wait()
+        checkpoints.save(3, make(3), {})
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    folder(action)
+    assert folder.steps() == [1, 3]
+
+
 def test_nan_in_the_meta_data_is_a_mistake(folder):
     with pytest.raises(ValueError, match="JSON"):
         folder(lambda checkpoints: checkpoints.save(1, make(1), {"loss": float("nan")}))
@@ -367,12 +392,13 @@ def test_threads_save_into_folders_of_their_own_at_the_same_time(tmp_path):
 
 def test_two_folders_are_written_in_turns_and_each_reports_its_own_error(tmp_path, monkeypatch):
     one, two = (Checkpoints(tmp_path / name) for name in ("one", "two"))
-    full_disk(monkeypatch, at=3)
-    for step in (1, 2):
-        one.save(step, {"a": np.arange(step)}, {})
-        if step == 1:
-            two.save(step, {"a": np.arange(step)}, {})
+    for folder in (one, two):
+        folder.save(1, {"a": np.arange(1)}, {})
     two.wait()
+    one.wait()
+    failed = full_disk(monkeypatch)
+    one.save(2, {"a": np.arange(2)}, {})
+    assert failed.wait(60)
     monkeypatch.undo()
     two.save(2, {"a": np.arange(2)}, {})
     two.close()

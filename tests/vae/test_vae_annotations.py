@@ -1,10 +1,10 @@
 """Shapes and dtypes in the annotations of public functions are those of what they take and return."""
 
-import beartype
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import pytest
+from annotations import checked
 from vae_models import drawn
 
 from planar_vae_jax.vae import VAE, Bernoulli, binarization, objectives
@@ -19,14 +19,15 @@ MODEL = drawn((2, 3), hidden=5, latent=1, flow_length=1)
 COLOURED = drawn((2, 3, 3), hidden=5, latent=1, flow_length=1)
 FLAT = GREY.reshape(4, 6)
 
+
+def _importance_nll(*arguments):
+    return checked(objectives.importance_nll)(*arguments, samples=2)
+
+
 CASES = {  # name: function, valid arguments, arguments of a wrong shape or dtype
     "free_energy": (objectives.free_energy, [(MODEL, GREY, KEY), (COLOURED, COLOUR, KEYS)], (MODEL, FLAT, KEY)),
     "sampled_terms": (objectives.sampled_terms, [(MODEL, GREY, KEY, 3)], (MODEL, FLAT, KEY, 3)),
-    "importance_nll": (
-        lambda *arguments: _checked(objectives.importance_nll)(*arguments, samples=2),
-        [(MODEL, GREY, KEY), (COLOURED, COLOUR, KEYS)],
-        (MODEL, LEVELS, KEY),
-    ),
+    "importance_nll": (_importance_nll, [(MODEL, GREY, KEY), (COLOURED, COLOUR, KEYS)], (MODEL, LEVELS, KEY)),
     "terms": (
         objectives.terms,
         [(MODEL, MODEL.encode(GREY), GREY, Z), (MODEL, MODEL.encode(GREY), GREY, jnp.zeros((5, 4, 1)))],
@@ -60,22 +61,17 @@ CASES = {  # name: function, valid arguments, arguments of a wrong shape or dtyp
 }
 
 
-def _checked(function):
-    return jaxtyping.jaxtyped(function, typechecker=beartype.beartype)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_valid_arguments_are_taken_and_others_refused(name):
     function, valid, wrong = CASES[name]
-    checked = function if name == "importance_nll" else _checked(function)
     for arguments in valid:
-        checked(*arguments)
+        checked(function)(*arguments)
     with pytest.raises(jaxtyping.TypeCheckError):
-        checked(*wrong)
+        checked(function)(*wrong)
 
 
 def test_a_loss_takes_images_of_uint8():
-    loss = _checked(objectives.vae_loss("elbo", "dynamic"))
+    loss = checked(objectives.vae_loss("elbo", "dynamic"))
     loss(MODEL, LEVELS, KEY, jnp.int32(0))
     with pytest.raises(jaxtyping.TypeCheckError):
         loss(MODEL, GREY, KEY, jnp.int32(0))
