@@ -1,10 +1,12 @@
 """A trained model, ready to use: ``load_run(workdir)`` opens the folder of a run.
 
+::
+
     run = load_run("runs/mnist-flows=5-seed=0")
     pictures = run.reconstruct(images)              # images [N, H, W], uint8 0..255 or float 0..1
     pictures = run.sample(jax.random.key(0), 64)    # [64, H, W] in 0..1
 
-For a run of another experiment, pass a function that makes its model, ``load_run(workdir, build=build)``:
+For a run of another experiment, pass a function that makes its model, ``load_run(workdir, build=build)``::
 
     def build(flags, image_shape):                  # the flags of the run, by name
         return VAE(MyEncoder(image_shape, rngs=nnx.Rngs(0)), ...)

@@ -1,5 +1,7 @@
 """What a run of a VAE reports at its end: the figures of ``summary.json``, the printed table and the pictures.
 
+::
+
     results = report.collect_results(model, figures, test, labels, nll_samples=128)    # figures of all test images
     report.draw_run(save, model, data, test, results, lines, split="test", title=title, objective="elbo")
     run.finish(report.summary(results, lines, data, {...}))

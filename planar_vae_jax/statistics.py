@@ -1,7 +1,7 @@
 """Means with their errors, and comparisons of models that were trained with several seeds each.
 
 ``mean_and_error``, ``means_and_errors`` and ``mean_and_interval`` compute figures; ``with_error`` and ``with_interval``
-format them with no more digits than the error supports. ``compare`` makes a table of models:
+format them with no more digits than the error supports. ``compare`` makes a table of models::
 
     rows = compare({0: [run, ...], 5: [run, ...]}, ("free_energy", "nll"))    # by flow length, one run for each seed
 
@@ -90,10 +90,13 @@ def compare(runs: Mapping[int, Sequence[Run]], figures: Sequence[str]) -> list[d
         figures: names of the figures to compare.
 
     Returns:
-        ``{"flows", NAME: {"mean", "std", "by_seed"}, ..., "minus_first": {NAME: {"mean", "low", "high"}, ...},
-        "per_class": {LABEL: {the same but for "flows" and "per_class"}}}``, where ``low`` and ``high`` bound the 95 %
-        interval of the paired difference by Student's t. A value is None if it needs more than one seed, or is not
-        finite.
+        A dict for each length. A value is None if it needs more than one seed, or is not finite. It holds
+
+        - ``"flows"``, the length;
+        - the name of each figure, with its ``{"mean", "std", "by_seed"}``;
+        - ``"minus_first"``, with the ``{"mean", "low", "high"}`` of each figure by name, where ``low`` and ``high``
+          bound the 95 % interval of the paired difference by Student's t;
+        - ``"per_class"``, with the same by label, but for ``"flows"`` and ``"per_class"``.
     """
     first = next(iter(runs.values()))
     labels = [label for label in first[0] if label != "all"]

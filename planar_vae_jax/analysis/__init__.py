@@ -1,13 +1,13 @@
 """Figures of a trained model on a data set; every function takes ``(model, images, ...)``.
 
-- :mod:`~planar_vae_jax.analysis.evaluation`: ``fixed_images`` binarises test images by keys of their own; ``evaluate``
+- ``evaluation``: ``fixed_images`` binarises test images by keys of their own; ``evaluate``
   gives free energy, NLL, KL and squared error of each, ``means`` and ``means_by_class`` their means and standard
   errors; ``reconstruct`` and ``sample_prior`` decode pictures.
-- :mod:`~planar_vae_jax.analysis.latent`: ``latent_units`` and ``active_units`` say what each latent dimension carries;
+- ``latent``: ``latent_units`` and ``active_units`` say what each latent dimension carries;
   ``aggregate_posterior`` samples codes; ``interpolate`` and ``traverse`` decode pictures between and around them.
-- :mod:`~planar_vae_jax.analysis.true_posterior`: ``posterior_grid`` compares the true posterior of an image on the
+- ``true_posterior``: ``posterior_grid`` compares the true posterior of an image on the
   latent plane with the density after each layer of the flow.
-- :mod:`~planar_vae_jax.analysis.inference_gap`: ``gap_of_images`` splits the distance between the free energy and
+- ``inference_gap``: ``gap_of_images`` splits the distance between the free energy and
   ``-log p(x)`` into amortisation gap and approximation gap, ``summarise`` averages it.
 """
 

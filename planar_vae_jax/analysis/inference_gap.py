@@ -51,17 +51,17 @@ class Gap(NamedTuple):
 
     @property
     def amortisation(self) -> jax.Array:
-        """``encoder - own``: what the encoder (and a shared flow) loses against the best q of its family."""
+        """What the encoder (and a shared flow) loses against the best q of its family, ``encoder - own``."""
         return self.encoder - self.own
 
     @property
     def approximation(self) -> jax.Array:
-        """``own - nll``: the KL of the best q of the family to the true posterior."""
+        """The KL of the best q of the family to the true posterior, ``own - nll``."""
         return self.own - self.nll
 
     @property
     def factorised_approximation(self) -> jax.Array:
-        """``factorised - nll``: the KL of the best factorised normal to the true posterior."""
+        """The KL of the best factorised normal to the true posterior, ``factorised - nll``."""
         return self.factorised - self.nll
 
 
@@ -171,7 +171,7 @@ def _is_factorised(posterior: PlanarFlow) -> bool:
 
 @functools.partial(jax.jit, static_argnames=("settings", "batch_size"))
 def gap_of_images(model: objectives.Model, images: Images, settings: Settings, *, batch_size: int = 50) -> Gap:
-    """:func:`inference_gap` of a data set, ``batch_size`` images at a time.
+    """The gap of each image of a data set, ``batch_size`` images at a time (Cremer, Li & Duvenaud 2018, section 3).
 
     Args:
         model: a VAE whose posterior is a :class:`PlanarFlow`.

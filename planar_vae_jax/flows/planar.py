@@ -41,7 +41,7 @@ _UNROLL = 8
 
 
 class Planar(NamedTuple):
-    """Parameters of K planar layers; layer 0 is applied first.
+    """Parameters of K planar layers, ``u [..., K, D]``, ``w [..., K, D]``, ``b [..., K]``; layer 0 is applied first.
 
     Without leading axes they are one flow. With leading axes there is a flow for each entry (amortised flows).
     """

@@ -4,24 +4,28 @@ The modules here import NumPy and matplotlib only: no model, no pyplot, no backe
 are drawn as they are given: a ``$`` starts no formula, and a character that the font lacks becomes ``?``.
 
 Training:
-    ``loss_curves``           losses against epochs, with and without the first value
-    ``class_losses``          the test loss of each class, with standard errors
-    ``against_length``        results over seeds against the number of layers K, beside published ones
+
+- ``loss_curves``: losses against epochs, with and without the first value.
+- ``class_losses``: the test loss of each class, with standard errors.
+- ``against_length``: results over seeds against the number of layers K, beside published ones.
 
 Images:
-    ``image_grid``            a grid of images
-    ``image_rows``            named rows of images with captions
+
+- ``image_grid``: a grid of images.
+- ``image_rows``: named rows of images with captions.
 
 Densities on the plane:
-    ``density_fit``           a target, samples before and after the flow, and the flow's density
-    ``layer_densities``       the density after the first k layers
-    ``kl_curve``              a KL divergence against steps
+
+- ``density_fit``: a target, samples before and after the flow, and the flow's density.
+- ``layer_densities``: the density after the first k layers.
+- ``kl_curve``: a KL divergence against steps.
 
 The latent space:
-    ``posterior_rows``        the true posterior of each image beside q after k layers
-    ``PosteriorPanels``       what ``posterior_rows`` reads of each image
-    ``aggregate_plane``       codes on a latent plane, by class, beside the prior
-    ``aggregate_histograms``  histograms of latent coordinates beside the prior
+
+- ``posterior_rows``: the true posterior of each image beside q after k layers.
+- ``PosteriorPanels``: what ``posterior_rows`` reads of each image.
+- ``aggregate_plane``: codes on a latent plane, by class, beside the prior.
+- ``aggregate_histograms``: histograms of latent coordinates beside the prior.
 
 ``check_figures`` fails early where figures cannot be drawn.
 """

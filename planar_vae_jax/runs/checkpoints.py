@@ -333,7 +333,7 @@ def fill_params(leaves: dict[str, Any], like: Any) -> Any:
     """Returns the stored parameters to evaluate, as a tree like ``like``: the average if the checkpoint holds one.
 
     Raises:
-        ValueError: as :func:`fill` does.
+        ValueError: as ``fill`` does.
     """
     averaged = any(name.split(".")[0] == "average" for name in leaves)
     return fill(leaves, like, "average" if averaged else "state.params")

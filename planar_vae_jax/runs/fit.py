@@ -123,7 +123,8 @@ def fit(
         UsageError: the stored run has already taken more than ``steps`` steps; there is no checkpoint to evaluate.
         RunError: a loss, a gradient or a parameter is not finite; lines of metrics are lost.
         CheckpointError: there are checkpoints but none is whole, or one cannot be written.
-        _signals.Stopped: a signal has stopped the run, and everything is saved.
+
+    A signal stops the run: everything is saved, then ``_signals.Stopped`` is raised.
     """
     epochs = _Epochs(steps, steps_per_epoch, unit)
     epochs.check(data, batch_size)

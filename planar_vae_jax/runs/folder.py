@@ -1,11 +1,13 @@
 """The folder of a run: who may write into it, whether it holds the same run, and what ``config.json`` says.
 
-data = ...                                          # loaded first: a run that is refused leaves no folder
-with open_run(config, "mnist", identity) as run:    # compares flags and data, locks the folder
-    if run.finished: return
-    fitted = fit(run, ...)                          # resumes from the newest checkpoint
-    run.save_figure("loss.png", figure)
-    run.finish(summary)
+::
+
+    data = ...                                          # loaded first: a run that is refused leaves no folder
+    with open_run(config, "mnist", identity) as run:    # compares flags and data, locks the folder
+        if run.finished: return
+        fitted = fit(run, ...)                          # resumes from the newest checkpoint
+        run.save_figure("loss.png", figure)
+        run.finish(summary)
 """
 
 import contextlib

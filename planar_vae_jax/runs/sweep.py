@@ -1,5 +1,7 @@
 """Sweeps: one run of an experiment for every combination of the values of some flags, each in a separate folder.
 
+::
+
     sweep(config, {"flows": (0, 5), "seed": range(4)}, train)    # train(config) -> summary, one whole run
 
 Every run lies in ``WORKDIR/flows=K-seed=S/`` and can be loaded like any other. A sweep that was stopped is resumed by

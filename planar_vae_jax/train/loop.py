@@ -1,5 +1,7 @@
 """Training as a pure function of a loss, an optimiser, data and a PRNG key; it knows no model and no data set.
 
+::
+
     loss(params, batch, key, step) -> (value to minimise [], {name: figure []})
 
 Every key is derived from the run's key, the epoch and the step, and the bounds of the loop over steps are arguments. So

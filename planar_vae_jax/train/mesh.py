@@ -1,5 +1,7 @@
 """Batches, or seeds, split over devices, by the mesh under which a computation is traced.
 
+::
+
     mesh = data_mesh(jax.devices())
     model, images = replicate((model, images), mesh)
     with jax.set_mesh(mesh):                       # jax.jit compiles one program for all its devices

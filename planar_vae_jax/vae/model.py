@@ -167,7 +167,7 @@ POSTERIORS: dict[str, Callable[..., Any]] = {
 class VAE(nnx.Module):
     """A variational autoencoder (Xu et al. 2023, figure 1): encoder, posterior, decoder, likelihood.
 
-    ``VAE.mlp`` and ``VAE.conv`` build the models of the experiments; parts of one's own are passed here:
+    ``VAE.mlp`` and ``VAE.conv`` build the models of the experiments; parts of one's own are passed here::
 
         vae = VAE(encoder, PlanarPosterior(encoder.features, 40, 5, rngs=rngs), decoder, Bernoulli())
         posterior = vae.encode(images)      # q(z|x), a PlanarFlow, of images [B, H, W]

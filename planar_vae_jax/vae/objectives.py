@@ -75,7 +75,7 @@ class Terms(NamedTuple):
 
     @property
     def importance_bound(self) -> jax.Array:
-        """``-log (1/k) sum_s exp(-free_energy_s)`` over the leading axis of k samples: ``[k, ...]`` to ``[...]``.
+        """``-log (1/k) sum_s exp(-free_energy_s)`` over the leading axis of k samples, ``[k, ...]`` to ``[...]``.
 
         Minimised; in expectation it falls with k from the free energy (k = 1) to ``-log p(x)`` (Burda et al. 2016,
         eq. 8).
