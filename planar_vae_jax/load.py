@@ -15,21 +15,20 @@ For a run of another experiment, pass a function that makes its model, ``load_ru
 import dataclasses
 import functools
 import json
-import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from planar_vae_jax.analysis import evaluation
-from planar_vae_jax.analysis.evaluation import BATCH, Images
-from planar_vae_jax.vae import objectives
+from planar_vae_jax.analysis import evaluation, latent
+from planar_vae_jax.analysis.evaluation import Images
+from planar_vae_jax.vae import objectives, whole_number
 from planar_vae_jax.vae.likelihoods import default_binarization
 from planar_vae_jax.vae.model import VAE
 from planar_vae_jax.vae.objectives import Model
@@ -38,6 +37,16 @@ Array = jax.Array | np.ndarray
 Build = Callable[[Mapping[str, Any], tuple[int, ...]], Model]  # (flags, image_shape) -> a module
 NEARLY_BLACK = "uint8 images are 0 to 255, and these are 0 and 1; multiply them by 255 if 1 was meant as white"
 _SLACK = 1e-6  # how far rounding may carry black and white out of 0..1
+_BUFFER = 1000  # pictures that a compiled program has room for
+_AT_ONCE = 20  # images at a time: a CPU takes no longer for all images than with 1000, and one image costs as much
+_SAMPLES = 128  # importance samples at a time
+
+
+class Scores(NamedTuple):
+    """How well a model explains each image, ``[N]``, nats; less is better."""
+
+    free_energy: jax.Array  # with one sample of z
+    nll: jax.Array  # -log p(x) by importance sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +56,11 @@ class Run:
     Images are ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 in 0..255 or floats in
     0..1, and are binarised as in training. Pictures are pixel means of that shape in 0..1, and ``z`` is ``[N, L]``.
     Figures are ``[N]`` in nats; :func:`planar_vae_jax.vae.likelihoods.measured` says what these nats measure. The draws
-    for image i depend on the key and on i alone.
+    for image i depend on the key and on i alone; a method without a key binarises image i by a fixed key of i.
 
-    Every method computes 1000 images at a time, so only the images and the results need memory in proportion to N.
+    Any number N of images is taken, in memory that grows with N only by the images and the results. A method compiles
+    one program for all N: it has room for 1000 images and loops over those that are there, 20 at a time (for the NLL
+    of 128 samples or more, and for a traversal, one at a time). So one image costs as much as 20.
 
     Raises:
         ValueError: (every method) if images or ``z`` have another shape, dtype or range, or if a number is not a whole
@@ -67,9 +78,37 @@ class Run:
             encoder: Any = getattr(self.model, "encoder", None)
             object.__setattr__(self, "image_shape", tuple(encoder.image_shape))
 
+    # --- Codes
+
     def encode(self, images: Array, key: jax.Array) -> jax.Array:
         """Returns a sample ``z_K ~ q(z|x)`` for each image, ``[N, L]``."""
-        return self._map(_codes, images, key)
+        return self._of_images(_sample_of_q, (images,), key)
+
+    def latents(self, images: Array, key: jax.Array | None = None) -> jax.Array:
+        """Returns a code ``z_K`` for each image, ``[N, L]``.
+
+        Without a key it is the mean of q_0 sent through the layers, the point that :meth:`reconstruct` decodes and at
+        which :meth:`interpolate` and :meth:`traverse` begin. With K > 0 this is not the mean of ``z_K``, which would
+        take many samples and may lie where q(z|x) has little mass. With a key it is a sample of q(z|x), as
+        :meth:`encode` returns it: together a sample of the aggregate posterior.
+        """
+        if key is not None:
+            return self.encode(images, key)
+        return self._of_images(_code_of_mean, (images,), evaluation.fixed_key())
+
+    def posterior(self, images: Array) -> Any:
+        """Returns ``q(z|x)`` of the images, for an ``experiments.mnist`` run a :class:`~planar_vae_jax.PlanarFlow`.
+
+        Its leaves are ``[N, ...]``. A leaf that all images share, such as the layers unless they are amortised, has no
+        axis of images. So ``run.posterior(images).sample(key)`` and ``.log_prob(z)`` are ``[N, L]`` and ``[N]``.
+        """
+        own = _of_each_image(self.model, self.image_shape)
+        leaves = _posterior_of_nothing(self.model, self.image_shape)
+        found = self._of_images(_leaves_of_q, (images,), evaluation.fixed_key(), numbers=own)
+        leaves, structure = jax.tree.flatten(leaves)
+        for number, leaf in zip(own, found, strict=True):
+            leaves[number] = leaf
+        return jax.tree.unflatten(structure, leaves)
 
     def decode(self, z: Array) -> jax.Array:
         """Returns the pictures that the decoder gives for ``z``."""
@@ -77,96 +116,234 @@ class Run:
         z = np.asarray(z, like.dtype)
         if z.ndim != 2 or z.shape[1] != like.shape[-1]:
             raise ValueError(f"z must be [N, {like.shape[-1]}], as the run was trained; got {list(z.shape)}")
-        return _joined(_decode(self.model, z[rows]) for rows in _batches(len(z)))[: len(z)]
+        return _mapped(_decode, self.model, (), (z,))
+
+    # --- Pictures
 
     def reconstruct(self, images: Array) -> jax.Array:
-        """Returns the decoded picture of each image, z_0 being the mean of q_0; images are binarised by a fixed key."""
-        return self._map(_reconstruct, images, evaluation.fixed_key())
+        """Returns the decoded picture of each image, z_0 being the mean of q_0."""
+        return self._of_images(_reconstruct, (images,), evaluation.fixed_key())
 
     def sample(self, key: jax.Array, n: int) -> jax.Array:
         """Returns ``n`` pictures decoded from draws of the prior; picture i is the same for every ``n``."""
-        n, key = _whole_number("n", n, at_least=0), objectives.typed_key(key)
+        n, key = whole_number("n", n, 0), objectives.typed_key(key)
         like = evaluation.abstract_posterior(self.model, self.image_shape).mean
-        parts = (_sample(self.model, _index(rows), key, like.shape[-1], like.dtype) for rows in _batches(n))
-        return _joined(parts)[:n]
+        return _mapped(_sample, self.model, (key, np.zeros(like.shape[-1], like.dtype)), (_index(n),))
+
+    def interpolate(self, left: Array, right: Array, steps: int = latent.STEPS) -> latent.Interpolations:
+        """Returns the pictures on a straight line from each image of ``left`` to that of ``right``.
+
+        ``[N, steps, H, W]`` each; ``base``: on the line in the space of z_0; ``code``: in that of z_K
+        (:func:`planar_vae_jax.analysis.latent.interpolate`). Both begin and end at the reconstructions.
+
+        Raises:
+            ValueError: also if there are not as many images at the left as at the right.
+        """
+        steps = whole_number("steps", steps, 2)
+        if len(left) != len(right):
+            raise ValueError(f"left and right must be as many images; got {len(left)} and {len(right)}")
+        return self._of_images(_interpolate, (left, right), evaluation.fixed_key(), size=steps, steps=steps)
+
+    def traverse(
+        self, images: Array, dimensions: Sequence[int] | None = None, values: Array | Sequence[float] = latent.VALUES
+    ) -> jax.Array:
+        """Returns pictures around each image, ``[N, D, T, H, W]``: a coordinate of its code is set to other values.
+
+        Args:
+            images: ``[N, H, W]``; the code of each is that of :meth:`latents`.
+            dimensions: D numbers of coordinates, from 0; all of them by default.
+            values: T values, by default 13 from -3 to 3.
+
+        Raises:
+            ValueError: also for a coordinate that ``z`` does not have.
+        """
+        like = evaluation.abstract_posterior(self.model, self.image_shape).mean
+        size = like.shape[-1]
+        chosen = [whole_number("dimensions", one, 0) for one in (range(size) if dimensions is None else dimensions)]
+        if max(chosen, default=0) >= size:
+            raise ValueError(f"dimensions must be numbers from 0 to {size - 1}, as z is [N, {size}]; got {max(chosen)}")
+        where = np.asarray(chosen, np.int32), np.asarray(values, like.dtype)
+        if where[1].ndim != 1:
+            raise ValueError(f"values must be [T]; got {list(where[1].shape)}")
+        size = where[0].size * where[1].size
+        return self._of_images(_traverse, (images,), evaluation.fixed_key(), *where, size=size, at_once=1)
+
+    # --- Figures
 
     def free_energy(self, images: Array, key: jax.Array) -> jax.Array:
         """Returns the free energy of each image, estimated with one sample of z."""
-        return self._map(_free_energy, images, key)
+        return self._of_images(_free_energy, (images,), key)
 
     def nll(self, images: Array, key: jax.Array, samples: int = 128) -> jax.Array:
         """Returns ``-log p(x)`` of each image, estimated with ``samples`` importance samples."""
-        samples = _whole_number("samples", samples, at_least=1)
-        return self._map(functools.partial(_nll, samples=samples), images, key)
+        samples = whole_number("samples", samples, 1)
+        at_once = evaluation.images_at_once(samples, _SAMPLES)
+        return self._of_images(_nll, (images,), key, at_once=at_once, samples=samples)
 
-    def _map(self, function: Callable[[Model, Images], jax.Array], images: Array, key: jax.Array) -> jax.Array:
-        """Returns ``function`` of the binarised images, computed batch by batch."""
-        pixels, key = _as_uint8(images, self.image_shape), objectives.typed_key(key)
-        parts = (
-            function(self.model, _draw(pixels[rows], _index(rows), key, self.binarization))
-            for rows in _batches(len(pixels))
+    def scores(self, images: Array, samples: int | None = None) -> Scores:
+        """Returns free energy and NLL of each image with the random numbers of the test image at the same index.
+
+        So the test images of the run get, to rounding, the figures that the run gave them.
+
+        Args:
+            images: ``[N, H, W]``, as for every method.
+            samples: importance samples of each image; default: those of the run (its flag ``nll_samples``), or 128.
+        """
+        samples = self.config.get("nll_samples", 128) if samples is None else samples
+        key = evaluation.split_key("test")
+        return Scores(self.free_energy(images, key), self.nll(images, key, samples))
+
+    def _of_images(
+        self,
+        function: Callable[..., Any],
+        images: tuple[Array, ...],
+        key: jax.Array,
+        *more: np.ndarray,
+        at_once: int = _AT_ONCE,
+        size: int = 1,
+        **options: Any,
+    ) -> Any:
+        """Returns ``function(model, *images, *more, **options)`` of the binarised images, some of them at a time.
+
+        ``size``: how many pictures the result holds for each image, if more than one.
+        """
+        pixels = [_as_uint8(one, self.image_shape) for one in images]
+        of_rows = _OfImages(function, self.binarization, tuple(options.items()))
+        rows = (_index(len(pixels[0])), *pixels)
+        return _mapped(of_rows, self.model, (objectives.typed_key(key), *more), rows, at_once=at_once, size=size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfImages:
+    """A function of binarised images as one of grey images and their index; equal ones share a compiled program."""
+
+    function: Callable[..., Any]
+    binarization: str
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, model: Model, whole: Any, index: jax.Array, *pixels: jax.Array) -> Any:
+        key, *more = whole
+        keys = evaluation.keys_by_index(key, index)
+        images = (evaluation.draw_batch(one, keys, self.binarization) for one in pixels)
+        return self.function(model, *images, *more, **dict(self.options))
+
+
+# --- Any number of rows by one compiled program
+
+
+def _mapped(
+    function: Callable[..., Any],
+    model: Model,
+    whole: Any,
+    arrays: tuple[np.ndarray, ...],
+    *,
+    at_once: int = _AT_ONCE,
+    size: int = 1,
+) -> Any:
+    """Returns ``function(model, whole, *arrays)``, computed for ``at_once`` rows of the arrays at a time.
+
+    Args:
+        function: hashable; its results have the leading axis of the arrays, and each row follows from those of the
+            arrays alone.
+        model: a VAE.
+        whole: what all rows share, a pytree of arrays.
+        arrays: ``[N, ...]`` each.
+        at_once: rows.
+        size: how much larger a row of the results is than a picture: so many times fewer rows are in a buffer.
+    """
+    rows, count = at_once * max(1, _BUFFER // (at_once * size)), len(arrays[0])
+    parts = []
+    for start in range(0, max(1, count), rows):
+        some = [array[start : start + rows] for array in arrays]
+        number = len(some[0])
+        filled = [np.concatenate([one, np.zeros((rows - number, *one.shape[1:]), one.dtype)]) for one in some]
+        found = _first_rows(function, model, whole, filled, np.int32(number), at_once)
+        parts.append(jax.tree.map(lambda leaf, number=number: np.asarray(leaf)[:number], found))
+    return jax.device_put(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))  # jnp.asarray compiles
+
+
+@functools.partial(jax.jit, static_argnames=("function", "at_once"))
+def _first_rows(
+    function: Callable[..., Any], model: Model, whole: Any, arrays: list[jax.Array], number: jax.Array, at_once: int
+) -> Any:
+    """``function`` of the first ``number`` rows; those beyond the last ``at_once`` of them are not computed."""
+
+    def step(i: jax.Array, results: Any) -> Any:
+        some = (jax.lax.dynamic_slice_in_dim(array, i * at_once, at_once) for array in arrays)
+        return jax.tree.map(
+            lambda result, part: jax.lax.dynamic_update_slice_in_dim(result, part, i * at_once, 0),
+            results,
+            function(model, whole, *some),
         )
-        return _joined(parts)[: len(pixels)]
+
+    like = jax.eval_shape(function, model, whole, *(array[:at_once] for array in arrays))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((len(arrays[0]), *leaf.shape[1:]), leaf.dtype), like)
+    return jax.lax.fori_loop(0, -(-number // at_once), step, empty)
 
 
-def _batches(size: int) -> Iterator[np.ndarray]:
-    """Yields the rows of each batch; the first rows fill up the last batch, so that all batches have one shape."""
-    batch = max(1, min(size, BATCH))
-    for start in range(0, max(1, size), batch):
-        yield (start + np.arange(batch)) % size if size else np.arange(0)
+def _index(size: int) -> np.ndarray:
+    return np.arange(size, dtype=np.uint32)
 
 
-def _index(rows: np.ndarray) -> np.ndarray:
-    return rows.astype(np.uint32)
+# --- What is computed of some rows; images are binarised
 
 
-def _joined(parts: Iterator[jax.Array]) -> jax.Array:
-    """Returns parts, which are computed one after the other, as one array."""
-    return jnp.asarray(np.concatenate([np.asarray(part) for part in parts]))
-
-
-@functools.partial(jax.jit, static_argnames="binarization")
-def _draw(pixels: jax.Array, index: jax.Array, key: jax.Array, binarization: str) -> Images:
-    return evaluation.draw_images(pixels, jax.vmap(lambda i: jax.random.fold_in(key, i))(index), binarization)
-
-
-@jax.jit
-def _codes(model: Model, images: Images) -> jax.Array:
+def _sample_of_q(model: Model, images: Images) -> jax.Array:
     posterior = model.encode(evaluation.unit_pixels(images.pixels))
     return posterior.transform(objectives.noise(images.keys, posterior.mean))[0]
 
 
-@jax.jit
-def _decode(model: Model, z: jax.Array) -> jax.Array:
+def _code_of_mean(model: Model, images: Images) -> jax.Array:
+    return evaluation.code_of_mean(model.encode(evaluation.unit_pixels(images.pixels)))
+
+
+def _leaves_of_q(model: Model, images: Images, numbers: tuple[int, ...]) -> list[jax.Array]:
+    leaves = jax.tree.leaves(model.encode(evaluation.unit_pixels(images.pixels)))
+    return [leaves[number] for number in numbers]
+
+
+def _of_each_image(model: Model, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers of the leaves of ``q(z|x)`` that have an axis of images."""
+    one, two = (jax.tree.leaves(evaluation.abstract_posterior(model, image_shape, images)) for images in (1, 2))
+    return tuple(number for number, pair in enumerate(zip(one, two, strict=True)) if pair[0].shape != pair[1].shape)
+
+
+@functools.partial(jax.jit, static_argnames="image_shape")
+def _posterior_of_nothing(model: Model, image_shape: tuple[int, ...]) -> Any:
+    """``q(z|x)`` of a black image, for the leaves that all images share."""
+    return model.encode(jnp.zeros((1, *image_shape), jnp.float32))
+
+
+def _decode(model: Model, whole: Any, z: jax.Array) -> jax.Array:
+    return evaluation.pictures(model, z)
+
+
+def _sample(model: Model, whole: Any, index: jax.Array) -> jax.Array:
+    key, like = whole
+    keys = evaluation.keys_by_index(key, index)
+    z = jax.vmap(lambda key: jax.random.normal(key, like.shape, like.dtype))(keys)
     return evaluation.pictures(model, z)
 
 
 def _reconstruct(model: Model, images: Images) -> jax.Array:
-    return evaluation.reconstruct(model, images.pixels)
+    return evaluation.pictures(model, _code_of_mean(model, images))
 
 
-@functools.partial(jax.jit, static_argnames=("size", "dtype"))
-def _sample(model: Model, index: jax.Array, key: jax.Array, size: int, dtype: Any) -> jax.Array:
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-    return evaluation.pictures(model, jax.vmap(lambda key: jax.random.normal(key, (size,), dtype))(keys))
+def _interpolate(model: Model, left: Images, right: Images, steps: int) -> latent.Interpolations:
+    return latent.interpolate(model, left.pixels, right.pixels, steps)
+
+
+def _traverse(model: Model, images: Images, dimensions: jax.Array, values: jax.Array) -> jax.Array:
+    """Of one image, ``[1, H, W]``: its pictures are as many as fit into memory."""
+    return latent.traverse(model, images.pixels[0], dimensions, values)[None]
 
 
 def _free_energy(model: Model, images: Images) -> jax.Array:
-    return evaluation.free_energy_terms(model, images).free_energy
+    return evaluation.terms_of_batch(model, images).free_energy
 
 
 def _nll(model: Model, images: Images, samples: int) -> jax.Array:
-    return evaluation.marginal_likelihood(model, images, samples=samples).nll
-
-
-def _whole_number(name: str, value: int, *, at_least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = at_least - 1
-    if number < at_least:
-        raise ValueError(f"{name} must be a whole number, at least {at_least}; got {value!r}")
-    return number
+    return evaluation.likelihood_of_batch(model, images, samples).nll
 
 
 def _as_uint8(images: Array, shape: tuple[int, ...]) -> np.ndarray:

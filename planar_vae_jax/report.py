@@ -33,9 +33,7 @@ NO_KL = "\nno KL term was trained, so the prior is not where the codes are"
 SaveFigure = Callable[[str, Figure], object]  # (file name, figure), as ``RunFolder.save_figure``
 
 _ROWS = 4  # images, or pairs of images, on a page of the latent space
-STEPS = 9  # pictures between two images
 _COORDINATES = 8  # coordinates of the code on a page
-_VALUES = np.linspace(-3.0, 3.0, 13)  # values that a traversal gives to a coordinate of the code
 _PRIOR_PICTURES = 100
 
 
@@ -367,7 +365,7 @@ def draw_interpolations(model: Model, left: Any, right: Any, title: str) -> tupl
     Returns:
         The page, and the pictures on it.
     """
-    lines = latent.interpolate(model, left, right, STEPS)
+    lines = latent.interpolate(model, left, right)
     layers, rows = _has_layers(evaluation.abstract_posterior(model, np.shape(left)[1:])), {}
     for number, (first, last) in enumerate(zip(np.asarray(left) / 255.0, np.asarray(right) / 255.0, strict=True)):
         for name, line in {"z_0": lines.base, "z_K": lines.code}.items():
@@ -375,14 +373,14 @@ def draw_interpolations(model: Model, left: Any, right: Any, title: str) -> tupl
                 rows[f"{number + 1}: {name}" if len(left) > 1 else name] = np.stack(
                     [first, *np.asarray(line[number]), last]
                 )
-    captions = ["image", *(f"{t:g}" for t in np.linspace(0, 1, STEPS)), "image"]
+    captions = ["image", *(f"{t:g}" for t in np.linspace(0, 1, latent.STEPS)), "image"]
     return plotting.image_rows(rows, title=title, columns=captions), lines
 
 
 def _traversals(
     model: Model, posterior: Any, pixels: Any, dimensions: np.ndarray, kl: np.ndarray, title: str
 ) -> Figure:
-    values = jnp.asarray(_VALUES, posterior.mean.dtype)
+    values = jnp.asarray(latent.VALUES, posterior.mean.dtype)
     moved = np.asarray(latent.traverse(model, pixels, jnp.asarray(dimensions, jnp.int32), values))
     image = np.asarray(pixels)[None] / 255.0
     rows = {
@@ -390,7 +388,7 @@ def _traversals(
         for dimension, pictures in zip(dimensions, moved, strict=True)
     }
     heading = f"A test image's code z_K with one coordinate moved; coordinates of the largest KL (nats)\n({title})"
-    return plotting.image_rows(rows, title=heading, columns=["image", *(f"{value:g}" for value in _VALUES)])
+    return plotting.image_rows(rows, title=heading, columns=["image", *(f"{value:g}" for value in latent.VALUES)])
 
 
 def _aggregate(z: np.ndarray, labels: np.ndarray | None, largest: np.ndarray, kl: np.ndarray, title: str) -> Figure:

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import assert_trees_close
 from image_runs import SHAPE, TEST, TRAIN
+from vae_models import drawn
 
 from experiments import mnist
-from planar_vae_jax import load, load_run
+from planar_vae_jax import load, load_run, planar_flow
 from planar_vae_jax.analysis import evaluation
+from planar_vae_jax.load import Run
 from planar_vae_jax.runs.checkpoints import CheckpointError
 from planar_vae_jax.vae import VAE, objectives
 
@@ -83,6 +86,70 @@ def test_its_functions_are_the_models_own(run, images):
     assert run.sample(key, 9).shape == (9, *SHAPE)
 
 
+def test_the_posterior_and_its_codes_are_the_models_own(run, images):
+    x = np.where(images > 128, np.uint8(255), np.uint8(0))  # nothing is left to draw
+    found = run.posterior(x)
+    expected = jax.jit(run.model.encode)(np.float32(x / 255.0))
+    assert_trees_close(found, expected, tolerance=1e-5)
+    assert found.params.b.shape == (2,)  # all images share the layers
+    codes = run.latents(x)
+    np.testing.assert_allclose(codes, planar_flow(found.params, found.mean)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run.decode(codes), run.reconstruct(x), rtol=1e-5)
+    np.testing.assert_array_equal(run.latents(x, KEY), run.encode(x, KEY))
+    # The sample lies where its posterior has mass, and that of other images has less.
+    nats = np.asarray(found.log_prob(run.encode(x, KEY)))
+    assert np.mean(nats - np.asarray(found.log_prob(np.roll(run.encode(x, KEY), 1, 0)))) > 0.1
+
+
+def test_each_image_keeps_layers_of_its_own():
+    model = drawn(SHAPE, hidden=8, latent=2, flow_length=3, amortized=True, posterior="full")
+    run = Run({}, model, 0, "threshold")
+    x = np.random.default_rng(1).integers(0, 256, (5, *SHAPE), np.uint8)
+    expected = jax.jit(model.encode)(np.float32(x >= 128))
+    assert expected.params.u.shape == (5, 3, 2)
+    assert_trees_close(run.posterior(x), expected, tolerance=1e-5)
+
+
+def test_lines_and_traversals_start_at_the_codes(run, images):
+    few, codes, reconstructed = images[:4], run.latents(images[:4]), run.reconstruct(images[:4])
+    lines = run.interpolate(few[:2], few[:2][::-1], 5)
+    for line in lines:
+        assert line.shape == (2, 5, *SHAPE)
+        np.testing.assert_allclose(line[:, 0], reconstructed[:2], rtol=1e-5)
+    middle = run.decode((codes[:1] + run.latents(few[:2][::-1])[:1]) / 2)
+    np.testing.assert_allclose(lines.code[:1, 2], middle, rtol=1e-4)
+    moved = run.traverse(few, [1, 0], [-1.0, 0.5, 2.0])
+    assert moved.shape == (4, 2, 3, *SHAPE)
+    z = np.array(codes)
+    z[:, 1] = 2.0
+    np.testing.assert_allclose(moved[:, 0, 2], run.decode(z), rtol=1e-4)
+    assert run.traverse(few[:1]).shape == (1, 2, 13, *SHAPE)
+
+
+def test_scores_are_those_of_the_runs_test_images(run, images):
+    test = evaluation.fixed_images(images[:TEST], np.arange(TEST), "test", "dynamic")
+    for samples, nll_samples in ((None, 4), (150, 150)):  # by default those of the run
+        expected = evaluation.evaluate(run.model, test, nll_samples=nll_samples)
+        found = run.scores(images[:TEST], samples)
+        np.testing.assert_allclose(found.free_energy, expected.free_energy, rtol=1e-5)
+        np.testing.assert_allclose(found.nll, expected.nll, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda run, x: run.interpolate(x, x[1:]), "left and right must be as many images; got 3 and 2"),
+        (lambda run, x: run.interpolate(x, x, 1), "steps must be a whole number of at least 2; got 1"),
+        (lambda run, x: run.traverse(x, [2]), "dimensions must be numbers from 0 to 1"),
+        (lambda run, x: run.traverse(x, [-1]), "dimensions must be a whole number of at least 0; got -1"),
+        (lambda run, x: run.traverse(x, [0], 1.0), r"values must be \[T\]; got \[\]"),
+    ],
+)
+def test_lines_and_traversals_that_are_not_there_are_refused(run, images, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(run, images[:3])
+
+
 def test_images_are_binarised_as_in_training_whatever_their_type(run, images):
     key = jax.random.key(0)
     whole = run.free_energy(images, key)
@@ -125,11 +192,11 @@ def test_uint8_images_of_zeros_and_ones_are_told_to_be_nearly_black(run, images)
         run.reconstruct((images > 128).astype(np.uint8))
 
 
-@pytest.mark.parametrize("number", [-1, 2.5, None])
+@pytest.mark.parametrize("number", [-1, 2.5, True])
 def test_numbers_that_are_none_are_refused(run, images, number):
-    with pytest.raises(ValueError, match=f"n must be a whole number, at least 0; got {number}"):
+    with pytest.raises(ValueError, match=f"n must be a whole number of at least 0; got {number}"):
         run.sample(jax.random.key(0), number)
-    with pytest.raises(ValueError, match=f"samples must be a whole number, at least 1; got {number}"):
+    with pytest.raises(ValueError, match=f"samples must be a whole number of at least 1; got {number}"):
         run.nll(images, jax.random.key(0), samples=number)
 
 
@@ -140,20 +207,40 @@ def test_rounding_beyond_white_and_floats_of_other_widths_are_taken(run, images)
     np.testing.assert_array_equal(run.encode(half, key), run.encode(np.asarray(half, np.float32), key))
 
 
-def test_batches_change_nothing(run, images, monkeypatch):
-    key = jax.random.key(0)
-    methods = (
-        lambda: run.encode(images, key),
-        lambda: run.reconstruct(images),
-        lambda: run.decode(np.zeros((7, 2), np.float32)),
-        lambda: run.sample(key, 7),
-        lambda: run.free_energy(images, key),
-        lambda: run.nll(images, key, 4),
-    )
-    whole = [method() for method in methods]
-    monkeypatch.setattr(load, "BATCH", 4)
-    for method, expected in zip(methods, whole, strict=True):
-        np.testing.assert_allclose(method(), expected, rtol=1e-5, atol=1e-5)
+KEY = jax.random.key(0)
+METHODS = {  # each of images [N, H, W]; leaves [N, ...]
+    "encode": lambda run, images: run.encode(images, KEY),
+    "latents": lambda run, images: run.latents(images),
+    "posterior": lambda run, images: [run.posterior(images).mean, run.posterior(images).log_std],
+    "decode": lambda run, images: run.decode(images[:, 0, :2] / 255.0),
+    "reconstruct": lambda run, images: run.reconstruct(images),
+    "sample": lambda run, images: run.sample(KEY, len(images)),
+    "interpolate": lambda run, images: run.interpolate(images, images, 3),
+    "traverse": lambda run, images: run.traverse(images, [1], [0.0, 2.0]),
+    "free_energy": lambda run, images: run.free_energy(images, KEY),
+    "nll": lambda run, images: run.nll(images, KEY, 50),
+    "scores": lambda run, images: run.scores(images, 50),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_program_serves_every_number_of_images(run, images, method, monkeypatch, caplog):
+    """Also more than a program has room for; and image i has one result, however many images there are."""
+    monkeypatch.setattr(load, "_BUFFER", 40)
+    function = METHODS[method]
+    function(run, images[:3])
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        found = {number: function(run, images[:number]) for number in (0, 1, 7, 39, 41, 90)}
+    assert not [record.message for record in caplog.records if record.message.startswith("Compiling")]
+    for number, few in found.items():
+        for some, whole in zip(jax.tree.leaves(few), jax.tree.leaves(found[90]), strict=True):
+            np.testing.assert_allclose(some, np.asarray(whole)[:number], rtol=1e-5, atol=1e-5)
+
+
+def test_a_compilation_is_seen(run, images, caplog):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        run.nll(images[:1], KEY, 51)
+    assert [record.message for record in caplog.records if record.message.startswith("Compiling")]
 
 
 def test_a_run_of_ones_own_experiment_is_built_from_its_flags(workdir, tmp_path, images):

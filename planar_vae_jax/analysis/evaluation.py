@@ -22,9 +22,10 @@ from planar_vae_jax.statistics import mean_and_error, means_and_errors
 from planar_vae_jax.train import mesh as meshes
 from planar_vae_jax.vae import objectives
 from planar_vae_jax.vae.binarization import binarize_each
+from planar_vae_jax.vae.model import Posterior
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Key, UInt8
+    from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 BATCH = 1000  # images decoded at a time: a gated convolution keeps 0.2 MB for each of 28 x 28 pixels
 _SPLITS = ("test", "valid", "train")
@@ -76,16 +77,28 @@ def fixed_images(images: np.ndarray, index: np.ndarray, split: str, binarization
     Raises:
         ValueError: if ``split`` or ``binarization`` is unknown.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"split must be one of {', '.join(sorted(_SPLITS))}; got {split!r}")
-    return _fixed_images(images, np.asarray(index, np.uint32), _SPLITS.index(split), binarization)
+    return _fixed_images(images, np.asarray(index, np.uint32), split_key(split), binarization)
 
 
 @functools.partial(jax.jit, static_argnames="binarization")
-def _fixed_images(images: jax.Array, index: jax.Array, split: jax.Array | int, binarization: str) -> Images:
-    # threefry: with another generator, what vmap draws would depend on the batch.
-    split_key = jax.random.fold_in(fixed_key(), split)
-    return draw_images(images, jax.vmap(lambda number: jax.random.fold_in(split_key, number))(index), binarization)
+def _fixed_images(images: jax.Array, index: jax.Array, key: jax.Array, binarization: str) -> Images:
+    return draw_images(images, keys_by_index(key, index), binarization)
+
+
+def split_key(split: str) -> Key[Array, ""]:
+    """The key of a split, from which those of its images follow (:func:`keys_by_index`).
+
+    Raises:
+        ValueError: if ``split`` is not ``"train"``, ``"valid"`` or ``"test"``.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"split must be one of {', '.join(sorted(_SPLITS))}; got {split!r}")
+    return jax.random.fold_in(fixed_key(), _SPLITS.index(split))
+
+
+def keys_by_index(key: Key[Array, ""], index: UInt32[Array, " N"]) -> Key[Array, " N"]:
+    """Keys ``[N]`` of the images at these positions: of position i the same in every batch, as the key is threefry."""
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
 
 
 def evaluated_images(
@@ -129,11 +142,19 @@ def _one_of(images: Any) -> jax.ShapeDtypeStruct:
 def draw_images(images: UInt8[Array, "N H W *C"], keys: Key[Array, " N"], binarization: str) -> Images:
     """Binarises images, each by its key, from which the key of its posterior samples follows too."""
     keys = jax.vmap(jax.random.split)(keys)
+    pixels = map_batches(functools.partial(_binarized, binarization=binarization), (images, keys[:, 0]), BATCH)
+    return Images(pixels, keys[:, 1])
 
-    def batch(images: jax.Array, keys: jax.Array) -> jax.Array:
-        return jnp.round(255.0 * binarize_each(keys, images, binarization)).astype(jnp.uint8)
 
-    return Images(map_batches(batch, (images, keys[:, 0]), BATCH), keys[:, 1])
+def draw_batch(images: UInt8[Array, "N H W *C"], keys: Key[Array, " N"], binarization: str) -> Images:
+    """:func:`draw_images` of all images at a time; N may be a symbolic dimension of ``jax.export``."""
+    keys = jax.vmap(jax.random.split)(keys)
+    return Images(_binarized(images, keys[:, 0], binarization), keys[:, 1])
+
+
+def _binarized(images: jax.Array, keys: jax.Array, binarization: str) -> jax.Array:
+    """uint8 again: 0 or 255, or the grey levels as they are."""
+    return jnp.round(255.0 * binarize_each(keys, images, binarization)).astype(jnp.uint8)
 
 
 def unit_pixels(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:
@@ -200,10 +221,12 @@ def free_energy_terms(model: objectives.Model, images: Images, *, batch_size: in
         batch_size: images decoded at a time; it bounds the memory and changes no figure.
     """
 
-    def batch(pixels: jax.Array, keys: jax.Array) -> objectives.Terms:
-        return objectives.free_energy(model, unit_pixels(pixels), objectives.fold_in_each(keys, 0))
+    return map_batches(lambda *rows: terms_of_batch(model, Images(*rows)), images, batch_size)
 
-    return map_batches(batch, images, batch_size)
+
+def terms_of_batch(model: objectives.Model, images: Images) -> objectives.Terms:
+    """:func:`free_energy_terms` of all images at a time."""
+    return objectives.free_energy(model, unit_pixels(images.pixels), objectives.fold_in_each(images.keys, 0))
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "batch_size"))
@@ -220,13 +243,20 @@ def marginal_likelihood(
         batch_size: samples decoded at a time, of all images together.
     """
     chunk = _samples_at_once(samples, batch_size)
+    return map_batches(
+        lambda *rows: likelihood_of_batch(model, Images(*rows), samples, chunk),
+        images,
+        images_at_once(samples, batch_size),
+    )
 
-    def batch(pixels: jax.Array, keys: jax.Array) -> objectives.MarginalLikelihood:
-        keys = objectives.fold_in_each(keys, 1)
-        found = objectives.importance_nll(model, unit_pixels(pixels), keys, samples=samples, chunk=chunk)
-        return jax.tree.map(jnp.transpose, found)  # images first
 
-    return map_batches(batch, images, _images_at_once(samples, batch_size))
+def likelihood_of_batch(
+    model: objectives.Model, images: Images, samples: int | tuple[int, ...], chunk: int = _CHUNK
+) -> objectives.MarginalLikelihood:
+    """:func:`marginal_likelihood` of all images at a time, ``chunk`` samples of each."""
+    keys = objectives.fold_in_each(images.keys, 1)
+    found = objectives.importance_nll(model, unit_pixels(images.pixels), keys, samples=samples, chunk=chunk)
+    return jax.tree.map(jnp.transpose, found)  # images first
 
 
 def _samples_at_once(samples: int | tuple[int, ...], batch_size: int) -> int:
@@ -234,8 +264,8 @@ def _samples_at_once(samples: int | tuple[int, ...], batch_size: int) -> int:
     return min(samples if isinstance(samples, int) else max(samples), _CHUNK, batch_size)
 
 
-def _images_at_once(samples: int | tuple[int, ...], batch_size: int) -> int:
-    """How many images have samples decoded at a time."""
+def images_at_once(samples: int | tuple[int, ...], batch_size: int) -> int:
+    """How many images have samples decoded at a time, if ``batch_size`` samples are."""
     return max(1, batch_size // _samples_at_once(samples, batch_size))
 
 
@@ -247,7 +277,7 @@ def _likelihood(
     model: objectives.Model, images: Images | Streamed, samples: int | tuple[int, ...], batch_size: int = BATCH
 ) -> Any:  # objectives.MarginalLikelihood
     function = functools.partial(marginal_likelihood, model, samples=samples, batch_size=batch_size)
-    return map_chunks(function, images, _images_at_once(samples, batch_size))
+    return map_chunks(function, images, images_at_once(samples, batch_size))
 
 
 def evaluate(
@@ -344,18 +374,19 @@ def reconstruct(
     model: objectives.Model, pixels: UInt8[Array, "N H W *C"], *, batch_size: int = BATCH
 ) -> Float[Array, "N H W *C"]:
     """Pictures decoded from the mean of each posterior, sent through the flow."""
-
-    def batch(pixels: jax.Array) -> jax.Array:
-        posterior = model.encode(unit_pixels(pixels))
-        zK, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
-        return pictures(model, zK)
-
-    return map_batches(batch, (pixels,), batch_size)
+    return map_batches(
+        lambda rows: pictures(model, code_of_mean(model.encode(unit_pixels(rows)))), (pixels,), batch_size
+    )
 
 
-def abstract_posterior(model: objectives.Model, image_shape: tuple[int, ...]) -> Any:
-    """``q(z|x)`` of a batch of one image, with shapes and dtypes instead of arrays; nothing is computed."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+def code_of_mean(posterior: Posterior) -> Float[Array, "*B L"]:
+    """``z_K``, which the flow makes of the mean of q_0; it is the mean of ``z_K`` only without a flow."""
+    return posterior.transform(jnp.zeros_like(posterior.mean))[0]
+
+
+def abstract_posterior(model: objectives.Model, image_shape: tuple[int, ...], images: int = 1) -> Any:
+    """``q(z|x)`` of a batch of images, with shapes and dtypes instead of arrays; nothing is computed."""
+    image = jax.ShapeDtypeStruct((images, *image_shape), jnp.float32)
     return jax.eval_shape(lambda model, image: model.encode(image), model, image)
 
 

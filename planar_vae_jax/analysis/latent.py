@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from planar_vae_jax.analysis.evaluation import BATCH, Images, fixed_key, map_batches, map_chunks, pictures, unit_pixels
+from planar_vae_jax.analysis.evaluation import (
+    BATCH,
+    Images,
+    code_of_mean,
+    fixed_key,
+    map_batches,
+    map_chunks,
+    pictures,
+    unit_pixels,
+)
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.vae import objectives
 from planar_vae_jax.vae.model import Posterior
@@ -20,6 +29,8 @@ from planar_vae_jax.vae.model import Posterior
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, UInt8
 
+STEPS = 9  # pictures between two images
+VALUES = np.linspace(-3.0, 3.0, 13)  # that a traversal gives to a coordinate of the code
 _MOMENTS = 128  # samples of each image's q, for its mean and variance in each dimension
 
 
@@ -127,7 +138,7 @@ class Interpolations(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="steps")
 def interpolate(
-    model: objectives.Model, left: UInt8[Array, "P H W *C"], right: UInt8[Array, "P H W *C"], steps: int
+    model: objectives.Model, left: UInt8[Array, "P H W *C"], right: UInt8[Array, "P H W *C"], steps: int = STEPS
 ) -> Interpolations:
     """Pictures between the images ``left`` and ``right``, ``steps`` for each pair.
 
@@ -137,12 +148,11 @@ def interpolate(
     both are the same.
     """
     ends = [model.encode(unit_pixels(pixels)) for pixels in (left, right)]
-    first, last = (end.transform(jnp.zeros_like(end.mean))[0] for end in ends)
+    first, last = map(code_of_mean, ends)
 
     def at(t: jax.Array) -> Interpolations:
         between = jax.tree.map(lambda one, other: (1.0 - t) * one + t * other, *ends)
-        base, _, _ = between.transform(jnp.zeros_like(between.mean))
-        return Interpolations(pictures(model, base), pictures(model, (1.0 - t) * first + t * last))
+        return Interpolations(pictures(model, code_of_mean(between)), pictures(model, (1.0 - t) * first + t * last))
 
     lines = jax.lax.map(at, jnp.linspace(0.0, 1.0, steps, dtype=first.dtype))
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lines)
@@ -156,7 +166,6 @@ def traverse(
 
     The code is the posterior's mean sent through the flow.
     """
-    posterior = model.encode(unit_pixels(pixels))
-    code, _, _ = posterior.transform(jnp.zeros_like(posterior.mean))
+    code = code_of_mean(model.encode(unit_pixels(pixels)))
     moved = jax.vmap(lambda d: jax.vmap(lambda value: code.at[d].set(value))(values))(dimensions)
     return pictures(model, moved)

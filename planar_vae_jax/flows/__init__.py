@@ -29,9 +29,11 @@
 ``get_target``                 The target of a name.
 =============================  =========================================================================================
 
-Files whose names begin with ``_`` hold what these are made of.
+``Planar``, ``PlanarFlow`` and ``PlanarDensity`` are registered for serialisation with ``jax.export``. Files whose names
+begin with ``_`` hold what these are made of.
 """
 
+import planar_vae_jax.flows._serialisation  # noqa: F401  registers the classes with jax.export
 from planar_vae_jax.flows.distribution import (
     PlanarDensity,
     PlanarFlow,

@@ -32,8 +32,11 @@ Objectives (``objectives``):
 - ``log_joint``: ``log p(x, z)`` of images at given z.
 - ``vae_loss``: the loss of an objective (``OBJECTIVES``), for ``train.loop``.
 - ``Model``: what these functions ask of a model.
+
+``whole_number`` checks an argument that is a size.
 """
 
+from planar_vae_jax.vae._shapes import whole_number
 from planar_vae_jax.vae.binarization import BINARIZATIONS, binarize, binarize_each
 from planar_vae_jax.vae.conv import GatedDecoder, GatedEncoder, divisible_by_4
 from planar_vae_jax.vae.likelihoods import (
@@ -93,4 +96,5 @@ __all__ = [
     "sampled_terms",
     "terms",
     "vae_loss",
+    "whole_number",
 ]

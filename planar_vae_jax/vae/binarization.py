@@ -97,7 +97,7 @@ def binarize_each(
     _check_pixels(images)
     if keys.shape[:1] != images.shape[:1]:
         raise ValueError(f"keys must be one for each image, [{images.shape[0]}]; got {list(keys.shape)}")
-    rows = images.reshape(len(images), math.prod(images.shape[1:]))
+    rows = images.reshape(images.shape[0], math.prod(images.shape[1:]))
     return jax.vmap(lambda key, row: binarize(key, row, binarization))(keys, rows).reshape(images.shape)
 
 
