@@ -175,5 +175,5 @@ def test_a_wrong_argument_is_named(arguments, message):
 
 
 def test_an_unknown_nonlinearity_is_refused():
-    with pytest.raises(ValueError, match="h must be one of tanh, softsign .*; got 'relu'"):
+    with pytest.raises(ValueError, match=r"h must be one of tanh, softsign .*; got 'relu'"):
         PlanarTransform(draw(2, 3)[0], "relu")
