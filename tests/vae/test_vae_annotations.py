@@ -30,8 +30,8 @@ CASES = {  # name: function, valid arguments, arguments of a wrong shape or dtyp
     "importance_nll": (_importance_nll, [(MODEL, GREY, KEY), (COLOURED, COLOUR, KEYS)], (MODEL, LEVELS, KEY)),
     "terms": (
         objectives.terms,
-        [(MODEL, MODEL.encode(GREY), GREY, Z), (MODEL, MODEL.encode(GREY), GREY, jnp.zeros((5, 4, 1)))],
-        (MODEL, MODEL.encode(GREY), LEVELS, Z),
+        [(MODEL, GREY, Z), (MODEL, GREY, jnp.zeros((5, 4, 1)))],
+        (MODEL, LEVELS, Z),
     ),
     "log_joint": (
         objectives.log_joint,
