@@ -3,14 +3,18 @@
     python -m experiments.use --workdir=DIR --reconstruct=FILE.npz    images of a file and their reconstructions
     python -m experiments.use --workdir=DIR --samples=64              pictures decoded from the prior
     python -m experiments.use --workdir=DIR --interpolate=0,3         pictures between two test images
+    python -m experiments.use --workdir=DIR --latents=FILE.npz        codes of the images of a file
     python -m experiments.use --workdir=DIR --scores=FILE.npz         free energy and NLL of each image of a file
     python -m experiments.use --workdir=DIR --gap=100                 the parts of the gap from free energy to NLL
+    python -m experiments.use --workdir=DIR --export=FOLDER           the model as files that need JAX alone
 
-Each writes its files (PNG, NPZ, CSV, JSON) into ``WORKDIR/use/``, or into ``--output``. ``FILE.npz`` holds images
-``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 or floats in 0..1, as ``x_test`` or
-as its only array; PNG files are accepted too, as in ``--reconstruct='digits/*.png'``. ``--scores`` binarises images as
-the run binarises its test images, so the run's test images get the figures that the run gave them. An existing file is
-kept: the next one is called ``scores-2.csv``. ``--gap=100`` takes some minutes on two cores.
+Each writes its files (PNG, NPZ, CSV, JSON) into ``WORKDIR/use/``, or into ``--output``; ``--export`` into its folder.
+``FILE.npz`` holds images ``[N, H, W]`` (or ``[N, H, W, 3]``) of the size that the run was trained on, uint8 or floats
+in 0..1, as ``x_test`` or as its only array; PNG files are accepted too, as in ``--reconstruct='digits/*.png'``.
+``--resize`` scales images of another size, and ``--invert`` is for what is drawn black on white. ``--scores`` binarises
+images as the run binarises its test images, so the run's test images get the figures that the run gave them; an image's
+quantile is the part of the run's test images that have a lower free energy. An existing file is kept: the next one is
+called ``scores-2.csv``. ``--gap=100`` takes some minutes on two cores.
 """
 
 import csv
@@ -31,7 +35,8 @@ import numpy as np
 from planar_vae_jax import PlanarFlow, load_run, plotting
 from planar_vae_jax.analysis import evaluation
 from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summarise
-from planar_vae_jax.data import DataError, Dataset, load_images, read_images
+from planar_vae_jax.data import DataError, Dataset, Pictures, load_images, read_images
+from planar_vae_jax.export import check_export, export_run
 from planar_vae_jax.load import NEARLY_BLACK, Build, Run
 from planar_vae_jax.report import NO_KL, draw_interpolations
 from planar_vae_jax.runs import as_run_error, replacing, write_json
@@ -41,7 +46,8 @@ from planar_vae_jax.runs.console import Progress, print_table, run_main, say, wa
 from planar_vae_jax.statistics import means_and_errors
 from planar_vae_jax.vae.likelihoods import measured
 
-TASKS = ("reconstruct", "samples", "interpolate", "scores", "gap")
+OF_FILES = ("reconstruct", "latents", "scores")
+TASKS = (*OF_FILES, "samples", "interpolate", "gap", "export")
 PICTURED = 20  # reconstructions on the page; the file has all
 COLUMNS = ("free_energy", "gap", "amortisation", "approximation")
 CHUNK = 25  # images between two lines of progress
@@ -64,18 +70,22 @@ class Config:
     reconstruct: str | None = flag(None, "FILE.npz, a picture, or a pattern as in 'digits/*.png'")
     samples: int | None = flag(None, "how many pictures to decode from the prior", at_least=1, at_most=100_000)
     interpolate: tuple[int, ...] | None = flag(None, "the numbers of two test images, as in 0,3", at_least=0)
+    latents: str | None = flag(None, "FILE.npz, a picture, or a pattern")
     scores: str | None = flag(None, "FILE.npz, a picture, or a pattern")
+    resize: bool = flag(False, "scale the images of these files to the size that the run was trained on")
+    invert: bool = flag(False, "exchange black and white in these files")
     gap: int | None = flag(None, "how many test images to optimise q for", at_least=1)
     gap_steps: int = flag(Settings().steps, "steps of Adam for each image's q", at_least=1)
+    export: str | None = flag(None, "a folder for the exported functions; it must not hold a README.txt")
     nll_samples: int | None = flag(
         None,
-        "importance samples per image; default: those of the run for --scores, 5000 for --gap",
+        "importance samples per image; default: those of the run for --scores and --export, 5000 for --gap",
         at_least=1,
         at_most=100_000,
     )
-    dataset: str | None = flag(None, "the run's data set for --interpolate and --gap, if it has moved")
+    dataset: str | None = flag(None, "the run's data set for --interpolate, --scores and --gap, if it has moved")
     data_dir: str | None = flag(None, "the folder of that data set, if it has moved")
-    seed: int = flag(0, "seed of the pictures that --samples draws", at_least=0, at_most=2**32 - 1)
+    seed: int = flag(0, "seed of what --samples and --latents draw", at_least=0, at_most=2**32 - 1)
 
 
 def main(argv: list[str]) -> None:
@@ -85,6 +95,8 @@ def main(argv: list[str]) -> None:
     try:
         with as_run_error(ImportError):
             plotting.check_figures()
+            if task == "export":
+                check_export()
             run = load_run(config.workdir, config.checkpoint or "latest", builder(config.build))
             if config.checkpoint is None and run.config.get("patience"):  # as the figures of its summary
                 run = load_run(config.workdir, "best", builder(config.build))
@@ -93,14 +105,19 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         raise UsageError(f"--workdir: {error}") from error
     key = jax.random.key(config.seed)
-    if task == "samples":
+    if task in OF_FILES:
+        pictures = images_of_file(run, task, config)
+        if task == "reconstruct":
+            reconstruct(run, pictures.pixels, made(folder))
+        elif task == "latents":
+            write_latents(run, key, pictures.pixels, made(folder))
+        else:
+            energies = reference_energies(run, config)
+            score(run, pictures, energies, config.nll_samples or run.config.get("nll_samples", 128), made(folder))
+    elif task == "samples":
         sample(run, key, config.samples or 0, made(folder))
-    elif task == "reconstruct":
-        images = images_of_file(run, task, config.reconstruct or "")
-        reconstruct(run, images, made(folder))
-    elif task == "scores":
-        images = images_of_file(run, task, config.scores or "")
-        score(run, images, config.nll_samples or run.config.get("nll_samples", 128), made(folder))
+    elif task == "export":
+        export(run, folder, config.nll_samples)
     else:
         data = images_of_run(run, config)
         if task == "interpolate":
@@ -125,11 +142,20 @@ def the_task(config: Config) -> str:
         wanted = ", ".join(f"--{task}" for task in TASKS)
         came = ", ".join(f"--{task}" for task in named) or "none"
         raise UsageError(f"one of {wanted} must say what to do; got {came}")
+    for name in ("resize", "invert"):
+        if getattr(config, name) and named[0] not in OF_FILES:
+            wanted = ", ".join(f"--{task}" for task in OF_FILES)
+            raise UsageError(f"--{name} is for the images of a file, with one of {wanted}; got --{named[0]}")
     return named[0]
 
 
 def output_folder(config: Config) -> Path:
     """Returns the folder for the results."""
+    if config.export is not None:
+        if config.output is not None:
+            raise UsageError(f"--output is not for --export=FOLDER, which names the folder; got {config.output!r}")
+        check_local("export", config.export)
+        return Path(config.export).expanduser()
     if config.output is not None:
         check_local("output", config.output)
     return Path(config.output or Path(config.workdir) / "use").expanduser()
@@ -157,19 +183,22 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def images_of_file(run: Run, name: str, place: str) -> np.ndarray:
-    """Reads images of the run's size, ``[N, H, W]`` or, in colour, ``[N, H, W, 3]`` uint8."""
+def images_of_file(run: Run, task: str, config: Config) -> Pictures:
+    """Reads the images that the task's flag names, of the run's size."""
     warnings.filterwarnings("ignore", message=re.escape(NEARLY_BLACK))  # read_images warns of that itself
+    place = getattr(config, task)
     try:
-        return read_images(place, run.image_shape, warn)
+        return read_images(place, run.image_shape, warn, resize=config.resize, invert=config.invert)
     except DataError as error:
-        raise UsageError(f"--{name}: {error}") from error
+        raise UsageError(f"--{task}: {error}") from error
 
 
 def images_of_run(run: Run, config: Config) -> Dataset:
     """Loads the data set that the run was trained on; raises UsageError if other images are found."""
     flags = run.config
-    name, data_dir = config.dataset or flags["dataset"], config.data_dir or flags.get("data_dir")
+    name, data_dir = config.dataset or flags.get("dataset"), config.data_dir or flags.get("data_dir")
+    if name is None:
+        raise UsageError("--dataset must name the run's data set, as the run has no such flag")
     classes = flags.get("classes")
     notes: list[str] = []  # the run has shown them already, if these are its images
     data, identity = load_images(name, data_dir, tuple(classes) if classes else None, 0, notes.append)
@@ -269,17 +298,54 @@ def interpolate(run: Run, data: Dataset, chosen: np.ndarray, folder: Path) -> No
     save_figure(folder / f"{name}.png", page)
 
 
-def score(run: Run, images: np.ndarray, samples: int, folder: Path) -> None:
-    """Writes free energy and NLL of each image, with the random numbers of the test image at the same index."""
-    test = evaluation.fixed_images(images, np.arange(len(images)), "test", run.binarization)
-    found = evaluation.evaluate(run.model, test, nll_samples=samples)
-    figures = {"free_energy": found.free_energy, "nll": found.nll}
+def write_latents(run: Run, key: jax.Array, images: np.ndarray, folder: Path) -> None:
+    """Writes ``means``, the mean of q_0 of each image sent through the layers, and ``codes``, a sample of q(z|x)."""
+    name = unused(folder, "latents", ".npz")
+    save_arrays(folder / f"{name}.npz", means=run.latents(images), codes=run.latents(images, key))
+
+
+def reference_energies(run: Run, config: Config) -> np.ndarray | None:
+    """Returns the free energies of the run's test images, ascending; None, with a warning, if they are not found."""
+    try:
+        data = images_of_run(run, config)
+    except (DataError, UsageError) as error:
+        if config.dataset or config.data_dir:
+            raise
+        warn(f"no quantiles, as the run's own test images are not to be had: {error}")
+        return None
+    return np.sort(run.free_energy(data.x_test, evaluation.split_key("test")))
+
+
+def score(run: Run, pictures: Pictures, energies: np.ndarray | None, samples: int, folder: Path) -> None:
+    """Writes free energy and NLL of each image, with the random numbers of the test image at the same index.
+
+    Args:
+        energies: the free energies of the run's test images, ascending, among which an image has its quantile.
+    """
+    found = run.scores(pictures.pixels, samples)
+    figures: dict[str, Any] = {name: np.asarray(values) for name, values in found._asdict().items()}
+    if energies is not None:
+        figures["quantile"] = np.searchsorted(energies, figures["free_energy"]) / len(energies)
     name = unused(folder, "scores", ".csv", ".json")
-    save_rows(folder / f"{name}.csv", {"index": np.arange(len(images)), **figures})
-    summary = {"images": len(images), **means_and_errors(figures)}
-    write_json(folder / f"{name}.json", {**summary, "nll_samples": samples, "binarization": run.binarization})
+    index = np.arange(len(pictures.files))
+    save_rows(folder / f"{name}.csv", {"index": index, "file": pictures.files, **figures})
+    summary = {"images": len(index), **means_and_errors(figures)}
+    files = list(dict.fromkeys(pictures.files))
+    setting = {"nll_samples": samples, "binarization": run.binarization}
+    among = None if energies is None else len(energies)
+    write_json(folder / f"{name}.json", {"files": files, **summary, "test_images": among, **setting})
     say(f"nats are of {nats_of(run)}")
-    print_table({"all": summary}, ("images", "free_energy", "nll"))
+    print_table({"all": summary}, ("images", *figures))
+
+
+def export(run: Run, folder: Path, samples: int | None) -> None:
+    """Writes encoder, decoder, free energy and NLL as functions that need JAX alone."""
+    try:
+        paths = export_run(run, folder, samples)
+    except ValueError as error:
+        raise UsageError(f"--export: {error}") from error
+    for path in paths.values():
+        say(f"{path.name}: {path.stat().st_size / 1e6:.3g} MB")
 
 
 def find_gap(run: Run, data: Dataset, count: int, settings: Settings, folder: Path) -> None:

@@ -22,7 +22,7 @@ A data set (dataset.py):
 
 Other images, and errors:
 
-- ``read_images``: images that a user has in FILE.npz or in pictures (images.py).
+- ``read_images``: images that a user has in FILE.npz or in pictures, as ``Pictures`` (images.py).
 - ``DataError``, and its ``ArgumentError``: one line that says what was wanted, what came, and where.
 
 Batches that are larger than a device's memory are in streamed.py.
@@ -38,7 +38,7 @@ from planar_vae_jax.data.dataset import (
     is_binary,
     select_classes,
 )
-from planar_vae_jax.data.images import read_images
+from planar_vae_jax.data.images import Pictures, read_images
 from planar_vae_jax.data.sources import DATASETS, choose_images, load_dataset, load_images
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "ArgumentError",
     "DataError",
     "Dataset",
+    "Pictures",
     "assemble",
     "choose_images",
     "dataset_identity",

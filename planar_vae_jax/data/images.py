@@ -2,8 +2,9 @@
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,16 @@ _DARK = "transparent pixels taken as black, as what is drawn is light"
 _TURNED = "turned as its EXIF orientation says"
 
 
-def read_images(place: str, shape: tuple[int, ...], warn: Callable[[str], object]) -> np.ndarray:
+class Pictures(NamedTuple):
+    """Images, and the file of each."""
+
+    pixels: np.ndarray  # [N, H, W] or [N, H, W, 3] uint8
+    files: list[str]  # N paths; of an npz file N times the same
+
+
+def read_images(
+    place: str, shape: tuple[int, ...], warn: Callable[[str], object], *, resize: bool = False, invert: bool = False
+) -> Pictures:
     """Images ``[N, H, W]`` or ``[N, H, W, 3]`` uint8 of the size ``shape``, from an npz file or from pictures.
 
     Args:
@@ -24,7 +34,9 @@ def read_images(place: str, shape: tuple[int, ...], warn: Callable[[str], object
             ``digits/*.png``, which are read in the order of their names.
         shape: ``(H, W)``, or ``(H, W, 3)`` in colour. Pictures are converted to grey levels or to colours.
         warn: is called with one line for each change to the images: another scale or axes in an npz file, transparency
-            put on white or black, a picture turned by its EXIF orientation.
+            put on white or black, a picture turned by its EXIF orientation, and what ``resize`` and ``invert`` did.
+        resize: images of another height or width are scaled to (H, W); proportions are not kept.
+        invert: black becomes white and white black, for what is drawn black on white.
 
     Raises:
         DataError: the file does not exist, is damaged, or holds something else.
@@ -39,10 +51,23 @@ def read_images(place: str, shape: tuple[int, ...], warn: Callable[[str], object
         raise DataError(f"{place}: no such file")
     if pattern.lower().endswith(".npz"):
         (array,) = read_npz(Path(paths[0]), ("x_test",)).values()
-        images = to_levels({"images": array}, place, warn)["images"]
-        _check_size(place, images.shape[1:], shape)
-        return images
-    return _pictures(paths, shape, warn)
+        images = list(to_levels({"images": array}, place, warn)["images"])
+        paths = paths[:1] * len(images)
+    else:
+        images = _pictures(paths, "RGB" if len(shape) == 3 else "L", warn)
+    if resize:
+        images = _resized(images, shape, warn)
+    for path, image in zip(paths, images, strict=True):
+        _check_size(path, image.shape, shape)
+    pixels = np.stack(images)
+    if invert:
+        warn(f"{_number(pixels)} inverted: black became white, and white black")
+        pixels = 255 - pixels
+    return Pictures(pixels, paths)
+
+
+def _number(images: Sized) -> str:
+    return f"{len(images)} image{'' if len(images) == 1 else 's'}"
 
 
 def _matching(pattern: str) -> list[str]:
@@ -53,19 +78,33 @@ def _matching(pattern: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, name)))
 
 
-def _pictures(paths: list[str], shape: tuple[int, ...], warn: Callable[[str], object]) -> np.ndarray:
+def _pictures(paths: list[str], mode: str, warn: Callable[[str], object]) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
     changed: dict[str, list[str]] = {}
     for path in paths:
-        picture, changes = _picture(path, "RGB" if len(shape) == 3 else "L")
-        _check_size(path, picture.shape, shape)
+        picture, changes = _picture(path, mode)
         pictures.append(picture)
         for change in changes:
             changed.setdefault(change, []).append(path)
     for change, of_paths in changed.items():
         others = len(of_paths) - 1
         warn(f"{of_paths[0]}{f' and {others} more' if others else ''}: {change}")
-    return np.stack(pictures)
+    return pictures
+
+
+def _resized(images: list[np.ndarray], shape: tuple[int, ...], warn: Callable[[str], object]) -> list[np.ndarray]:
+    """The images with those of another height or width scaled to that of ``shape``."""
+    from PIL import Image
+
+    def scaled(image: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+    sizes = [image.shape[:2] for image in images]
+    others = sorted({size for size in sizes if size != shape[:2]})
+    came = ", ".join(map(_size, others[:3])) + (", ..." if len(others) > 3 else "")
+    count = sum(size != shape[:2] for size in sizes)
+    warn(f"{count} of {_number(images)} resized to {_size(shape[:2])} pixels{f', from {came}' if others else ''}")
+    return [image if size == shape[:2] else scaled(image) for image, size in zip(images, sizes, strict=True)]
 
 
 def _picture(path: str, mode: str) -> tuple[np.ndarray, list[str]]:
@@ -110,5 +149,11 @@ def _on_background(pixels: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _check_size(place: str, came: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if came != wanted:
-        sizes = (" x ".join(map(str, size)) for size in (wanted, came))
-        raise DataError("{}: wanted images of {} pixels, as the run was trained on, got {}".format(place, *sizes))
+        cure = "" if len(came) != len(wanted) or came[2:] != wanted[2:] else " (resize scales them)"
+        raise DataError(
+            f"{place}: wanted images of {_size(wanted)} pixels, as the run was trained on, got {_size(came)}{cure}"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

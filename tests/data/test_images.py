@@ -14,10 +14,10 @@ FIGURE = np.zeros((8, 6), np.uint8)
 FIGURE[2:6, 3:5] = FIGURE[2, 5] = 255
 
 
-def read(place, shape=(8, 6)):
+def read(place, shape=(8, 6), **options):
     """The images, and what was said of them."""
     lines = []
-    return read_images(str(place), shape, lines.append), lines
+    return read_images(str(place), shape, lines.append, **options).pixels, lines
 
 
 def refused(place, shape=(8, 6)) -> str:
@@ -111,3 +111,33 @@ def test_brackets_in_a_path(tmp_path):
     assert len(read(folder / "a[2].png")[0]) == 1
     assert len(read(folder / "*.png")[0]) == 2
     assert len(read(tmp_path / "run?1?" / "[b-c].png")[0]) == 1
+
+
+def test_only_images_of_another_size_are_resized(tmp_path):
+    """An even page keeps its level, and so do rows of a page of two halves that are far from its edge."""
+    half = np.zeros((24, 30), np.uint8)
+    half[12:] = 200
+    for name, image in {"a": FIGURE, "b": np.full((16, 12), 7, np.uint8), "c": half}.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    images, lines = read(tmp_path / "*.png", resize=True)
+    np.testing.assert_array_equal(images[0], FIGURE)
+    np.testing.assert_array_equal(images[1], 7)
+    np.testing.assert_array_equal(images[2][[0, 1, 6, 7]], np.repeat(np.uint8([0, 0, 200, 200]), 6).reshape(4, 6))
+    assert lines == ["2 of 3 images resized to 8 x 6 pixels, from 16 x 12, 24 x 30"]
+    assert read(tmp_path / "a.png", resize=True)[1] == ["0 of 1 image resized to 8 x 6 pixels"]
+
+
+def test_colours_are_resized_and_channels_are_not(tmp_path):
+    colours = np.zeros((2, 16, 12, 3), np.uint8) + np.uint8([10, 20, 30])
+    np.savez(tmp_path / "x.npz", x_test=colours)
+    images, _ = read(tmp_path / "x.npz", (8, 6, 3), resize=True)
+    np.testing.assert_array_equal(images, colours[:, :8, :6])
+    with pytest.raises(DataError, match=r"wanted images of 8 x 6 pixels.*got 8 x 6 x 3$"):
+        read(tmp_path / "x.npz", (8, 6), resize=True)
+
+
+def test_black_on_white_becomes_white_on_black(tmp_path):
+    np.savez(tmp_path / "x.npz", x_test=np.stack([255 - FIGURE, FIGURE // 2]))
+    images, lines = read(tmp_path / "x.npz", invert=True)
+    np.testing.assert_array_equal(images, [FIGURE, 255 - FIGURE // 2])
+    assert lines == ["2 images inverted: black became white, and white black"]
