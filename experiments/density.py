@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,18 @@ CHUNK = 2**14  # samples on the device at a time
 class Config(RunFlags):
     """Flags of ``experiments.density``."""
 
+    usage: ClassVar[str | None] = """\
+from pathlib import Path
+
+import jax
+from experiments.density import init_flow
+from planar_vae_jax.runs.checkpoints import fill_params, read_checkpoint
+from planar_vae_jax.runs.config import read_config
+
+flags = read_config("WORKDIR")["flags"]
+like = jax.eval_shape(lambda: init_flow(jax.random.key(0), flags["flows"], flags["h"]))
+flow = fill_params(read_checkpoint(Path("WORKDIR") / "checkpoints").leaves, like)
+z, log_q = flow.sample_and_log_prob(jax.random.key(0), (1000,))"""
     target: str = flag("mixture", "the density to fit", choices=TARGETS, named=True)
     scale: float = flag(1.0, "standard deviation of the mixture's modes", at_least=0.01, at_most=10.0)
     flows: int = flag(15, "K, the number of planar layers", at_least=0, at_most=10_000, named=True)

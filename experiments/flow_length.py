@@ -16,6 +16,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import numpy as np
 
@@ -25,7 +26,8 @@ from planar_vae_jax.data import Dataset, choose_images, is_binary, load_images
 from planar_vae_jax.runs.config import UsageError, as_json, flag, parse_run, shown
 from planar_vae_jax.runs.console import print_table, run_main, say, warn
 from planar_vae_jax.runs.folder import RunFolder, open_run
-from planar_vae_jax.runs.sweep import Together, check_one_process, check_together, combinations, sweep
+from planar_vae_jax.runs.page import Link
+from planar_vae_jax.runs.sweep import Together, check_one_process, check_together, combinations, folder_name, sweep
 
 THREEFRY = "threefry2x32"  # under vmap the other generators use the first seed's key for all seeds
 # Flags that a title expresses in words, or that the name of the data set implies.
@@ -41,6 +43,12 @@ Result = tuple[dict[str, Any], Summary]  # the values of the flags that vary, an
 class Config(mnist.Config):
     """Flags of ``experiments.flow_length``: those of the sweep, and those of ``experiments.mnist`` for each run."""
 
+    usage: ClassVar[str | None] = """\
+from pathlib import Path
+
+from planar_vae_jax import load_run
+
+run = load_run(Path("WORKDIR") / "RUN")  # RUN: the folder of one of the runs"""
     lengths: tuple[int, ...] = flag(
         (0, 5, 10, 20),
         "K of each model, as in 0,5; the others are compared with the first",
@@ -90,8 +98,8 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
         numbers = range(config.seed, config.seed + config.seeds)
         folder.save_text("table.csv", statistics.comma_separated(rows, figures, numbers))
         title, nats = describe(config, first, is_binary(whole[0])), f"Nats are of {first['nats_of']}."
-        table = statistics.markdown(rows, figures)
-        folder.save_text("table.md", f"# {title}\n\n{nats}\n\n{table}\n{statistics.kl_text(rows)}")
+        tables = [*statistics.tables(rows, figures), statistics.kl_table(rows)]
+        folder.save_text("table.md", f"# {title}\n\n{nats}\n\n{statistics.markdown(tables)}")
         published = report.comparable_to_published(vars(config), whole[0].name, whole[0].x_test.shape)
         folder.save_figure("flow_length.png", report.against_length(rows, config.objective, title, published))
         if config.each_class:
@@ -104,7 +112,8 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
                 **settings(config, mnist.with_defaults(of_a_run(config), whole[0])),
                 "rows": rows,
                 "seconds": seconds,
-            }
+            },
+            {"rows": [*tables, table_of_runs(results, figures)]},
         )
         say(f"\n{nats}")
         show(rows, figures)
@@ -198,6 +207,19 @@ def by_length(config: Config, results: Sequence[Result], figures: Sequence[str])
             units = statistics.latent_units([summary["active_units"] for summary in mine])
             found.setdefault(flows, []).append({"all": {**whole, **units}, **classes})
     return found
+
+
+def table_of_runs(results: Sequence[Result], figures: Sequence[str]) -> statistics.Table:
+    """Returns the figures of each run, with a link to its page."""
+    names = [name for name in figures if name != "active_units"]
+    rows = []
+    for values, summary in results:
+        folder = folder_name(values)
+        test = (statistics.with_error(summary["test"][name], summary["test"].get(f"{name}_se")) for name in names)
+        rows.append([Link(folder, f"{quote(folder)}/report.html"), *test])
+    return statistics.Table(
+        "Each run, ± standard error.", [["run", *(name.replace("_", " ") for name in names)], *rows]
+    )
 
 
 def draw_each_class(

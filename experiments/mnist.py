@@ -9,12 +9,11 @@ The free energy on MNIST should reach 96.0 nats per image with K = 5, and 96.5 w
 The same command resumes a run that was stopped; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -52,6 +51,15 @@ shared_loss, shared_optimizer = functools.lru_cache(2)(vae_loss), functools.lru_
 class Config(DeviceFlags):
     """Flags of ``experiments.mnist``."""
 
+    usage: ClassVar[str | None] = """\
+import jax
+from planar_vae_jax import load_run
+
+run = load_run("WORKDIR", "CHECKPOINT")
+pictures = run.sample(jax.random.key(0), 8)  # pixel means in 0..1
+nats = run.nll(pictures, jax.random.key(1))  # -log p(x) of each
+
+# from a shell: python -m experiments.use --workdir=WORKDIR --samples=64"""
     flows: int = flag(5, "K, the number of planar layers; 0: an ordinary VAE", at_least=0, at_most=10_000, named=True)
     epochs: int = flag(
         30,
@@ -159,7 +167,7 @@ def train(
     """
     config = with_defaults(config, data)
     devices = run_devices(config)
-    with open_run(config, "mnist", identity, devices) as run:
+    with open_run(config, "mnist", identity, devices, defaults=dependent_defaults(config, data)) as run:
         if run.finished:
             return run.summary()
         for note in notes if run.new else ():
@@ -331,13 +339,22 @@ def with_defaults(config: Config, data: Dataset) -> Config:
     optimizer = config.optimizer or ("adam" if config.objective == "reconstruction" else "schedule_free")
     learning_rate = CONVOLUTIONS_LEARNING_RATE if config.encoder == "conv" else LEARNING_RATES[optimizer]
     warmup_steps = len(data.x_train) // config.batch_size if optimizer == "schedule_free" else 0
-    return dataclasses.replace(
+    return replace(
         config,
         binarization=config.binarization or default_binarization(LIKELIHOODS[config.likelihood], config.objective),
         optimizer=optimizer,
         learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,
         warmup_steps=warmup_steps if config.warmup_steps is None else config.warmup_steps,
     )
+
+
+def dependent_defaults(config: Config, data: Dataset) -> dict[str, Any]:
+    """Returns by name the defaults that depend on other flags and on the data, whatever values ``config`` has."""
+    found = {}
+    for name in ("binarization", "optimizer", "learning_rate", "warmup_steps"):
+        none: dict[str, Any] = {name: None}
+        found[name] = getattr(with_defaults(replace(config, **none), data), name)
+    return found
 
 
 if __name__ == "__main__":

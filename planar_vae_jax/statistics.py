@@ -7,14 +7,14 @@ format them with no more digits than the error supports. ``compare`` makes a tab
 
 The same seeds train every model, so an effect that a seed has on all models alike drops out of their difference. The
 interval is that of the paired differences, one for each seed; it is far narrower than the spreads of the two figures
-suggest. ``markdown`` and ``comma_separated`` return the rows as text.
+suggest. ``tables`` returns the rows as texts in cells, ``markdown`` and ``comma_separated`` as one text.
 """
 
 import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -153,43 +153,49 @@ def latent_units(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # --- Tables
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
-    """Returns the rows of :func:`compare` as Markdown: figures of all images, then each figure by class."""
+class Table(NamedTuple):
+    """A table for people: texts in cells."""
+
+    title: str
+    rows: Sequence[Sequence[Any]]  # the head first; a cell is a text, or what the page of a run takes for one
+
+
+def tables(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[Table]:
+    """Returns the rows of :func:`compare` as tables: figures of all images, their differences, each figure by class."""
     seeds, first = len(rows[0][figures[0]]["by_seed"]), rows[0]["flows"]
     head = ["K", *(name.replace("_", " ") for name in figures)]
-    parts = [
-        f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else ONE_SEED,
-        _markdown([head, *([f"{row['flows']}", *(_spread_text(row[name]) for name in figures)] for row in rows)]),
-    ]
+    spreads = [[f"{row['flows']}", *(_spread_text(row[name]) for name in figures)] for row in rows]
+    found = [Table(f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else ONE_SEED, [head, *spreads])]
     if len(rows) > 1:
         interval = " and its 95 % interval by Student's t over seeds" if seeds > 1 else ""
         minus = [
             [f"{row['flows']}", *(_interval_text(row["minus_first"][name]) for name in figures)] for row in rows[1:]
         ]
-        parts += [f"Difference to K = {first}, paired by seed{interval}.", _markdown([head, *minus])]
-    for name in _known_by_class(rows, figures):
-        parts += [f"By class: {name.replace('_', ' ')}.", _by_class(rows, name)]
-    return "\n\n".join(parts) + "\n"
+        found.append(Table(f"Difference to K = {first}, paired by seed{interval}.", [head, *minus]))
+    by_class = _known_by_class(rows, figures)
+    return found + [Table(f"By class: {name.replace('_', ' ')}.", _by_class(rows, name)) for name in by_class]
+
+
+def kl_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns the KL of each latent dimension, one line for each flow length.
+
+    Args:
+        rows: rows with ``"flows"``, and with ``"kl_by_dimension"`` of each seed (:func:`latent_units`).
+    """
+    title = """KL of q(z_K|x) to the prior by latent dimension, largest first, as if normal and independent
+(nats; mean over images and seeds; those below 0.01 are counted)."""
+    lines = [[f"{row['flows']}", _spectrum(row["kl_by_dimension"])] for row in rows]
+    return Table(title, [["K", "KL by dimension"], *lines])
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Returns tables as Markdown, each below its title."""
+    return "\n\n".join(part for table in tables for part in (table.title, _markdown(table.rows))) + "\n"
 
 
 def _known_by_class(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[str]:
     groups = [group for row in rows for group in row["per_class"].values()]
     return [name for name in figures if any(group[name]["mean"] is not None for group in groups)]
-
-
-def kl_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns Markdown with the KL of each latent dimension, one line for each flow length.
-
-    Args:
-        rows: rows with ``"flows"``, and with ``"kl_by_dimension"`` of each seed (:func:`latent_units`).
-    """
-    head = """KL of q(z_K|x) to the prior by latent dimension, largest first, as if normal and independent
-(nats; mean over images and seeds; those below 0.01 are counted).
-
-| K | KL by dimension |
-|---|---|
-"""
-    return head + "".join(f"| {row['flows']} | {_spectrum(row['kl_by_dimension'])} |\n" for row in rows)
 
 
 def _spectrum(by_seed: Sequence[Sequence[float]]) -> str:
@@ -199,7 +205,7 @@ def _spectrum(by_seed: Sequence[Sequence[float]]) -> str:
     return f"{carried}{f' and {rest} below' * (rest > 0)}".strip()
 
 
-def _by_class(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+def _by_class(rows: Sequence[Mapping[str, Any]], name: str) -> list[list[str]]:
     first = rows[0]["flows"]
     head = ["class", *(f"K = {row['flows']}" for row in rows), *(f"{row['flows']} minus {first}" for row in rows[1:])]
     lines = [head]
@@ -207,7 +213,7 @@ def _by_class(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         groups = [row if label == "all" else row["per_class"][label] for row in rows]
         differences = [_interval_text(group["minus_first"][name]) for group in groups[1:]]
         lines.append([label, *(_spread_text(group[name]) for group in groups), *differences])
-    return _markdown(lines)
+    return lines
 
 
 def _spread_text(spread: Mapping[str, Any]) -> str:

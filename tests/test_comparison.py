@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from planar_vae_jax import plotting
-from planar_vae_jax.statistics import ONE_SEED, comma_separated, compare, markdown, pooled
+from planar_vae_jax.statistics import ONE_SEED, comma_separated, compare, markdown, pooled, tables
 
 # Four seeds that differ much among themselves; the second model is better by about 1 with each of them.
 FIRST = [90.0, 100.0, 110.0, 96.0]
@@ -34,7 +34,7 @@ def test_one_seed_and_figures_that_are_not_finite_have_no_interval():
     (row,) = compare({5: runs([3.0])}, ["loss"])
     assert row["loss"] == {"mean": 3.0, "std": None, "by_seed": [3.0]}
     assert row["minus_first"]["loss"] == {"mean": 0.0, "low": None, "high": None}
-    assert ONE_SEED in markdown([row], ["loss"])
+    assert ONE_SEED in markdown(tables([row], ["loss"]))
     broken = compare({0: runs(FIRST), 5: [*runs(SECOND[:3]), {"all": {"loss": None}, "3": {}}]}, ["loss"])
     assert broken[1]["loss"] == {"mean": None, "std": None, "by_seed": [*SECOND[:3], None]}
     assert broken[1]["minus_first"]["loss"] == {"mean": None, "low": None, "high": None}
@@ -47,7 +47,7 @@ def test_classes_are_pooled_by_their_numbers_of_images():
 
 def test_tables_show_each_figure_once_for_all_and_once_for_each_class():
     rows = compare({0: runs(FIRST), 5: runs(SECOND)}, ["loss"])
-    lines = markdown(rows, ["loss"]).splitlines()
+    lines = markdown(tables(rows, ["loss"])).splitlines()
     assert "| 0 | 99.0 ± 8.4 |" in lines
     assert "| 5 | -1.00 [-1.13, -0.87] |" in lines
     assert "| 3 | 100.0 ± 8.4 | 99.0 ± 8.4 | -1.00 [-1.13, -0.87] |" in lines

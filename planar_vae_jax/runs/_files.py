@@ -42,7 +42,8 @@ def sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turns errors of the system into a :class:`RunError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -59,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
         RunError: the file could not be written (no space, no permission ...); what was at ``path`` is still there.
     """
     temporary = path.with_name(_UNFINISHED + path.name)
-    with _told(path):
+    with writing(path):
         try:
             yield temporary
             sync(temporary)
@@ -103,7 +104,7 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
         RunError: the line could not be written; part of it may be in the file.
     """
     new = not path.exists()
-    with _told(path):
+    with writing(path):
         with path.open("a") as file:
             file.write(json.dumps(finite(content), allow_nan=False) + "\n")
             file.flush()
@@ -136,7 +137,7 @@ def cut_json_lines(path: Path, count: int) -> list[dict[str, Any]]:
     """
     size = sum(map(len, _whole_lines(path, count)))
     if path.exists() and path.stat().st_size > size:
-        with _told(path), path.open("r+b") as file:
+        with writing(path), path.open("r+b") as file:
             file.truncate(size)
             os.fsync(file.fileno())
     return read_json_lines(path, count)

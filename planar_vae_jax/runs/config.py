@@ -6,6 +6,7 @@ raises :class:`UsageError` with one line that names the flag, what it accepts an
 """
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -179,6 +180,8 @@ class RunFlags:
     """Flags that every run has."""
 
     drawn_again: typing.ClassVar[bool] = True  # whether --eval_only draws the figures of this experiment
+    # Python code for report.html that loads a run, with "WORKDIR" and "CHECKPOINT" in it; None: code for any model.
+    usage: typing.ClassVar[str | None] = None
     workdir: str | None = flag(
         None, "folder for what the run writes; default: one in runs/ named after the flags", resumable=True
     )
@@ -202,6 +205,9 @@ class RunFlags:
         "read by --eval_only; default: latest, or best with --patience",
         choices=("latest", "best"),
         resumable=True,
+    )
+    tensorboard: bool = flag(
+        False, "also write metrics and pictures for TensorBoard, into WORKDIR/tensorboard", resumable=True
     )
 
 
@@ -242,6 +248,8 @@ def _check_run(config: RunFlags) -> None:
         raise UsageError("--workdir must be a folder; got ''")
     if config.workdir is None and config.eval_only:
         raise UsageError("--eval_only needs --workdir, the folder of a run")
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UsageError("--tensorboard needs the extra 'tensorboard': pip install 'planar_vae_jax[tensorboard]'")
     for name in ("workdir", "init_from"):
         if getattr(config, name) is not None:
             check_local(name, getattr(config, name))

@@ -34,6 +34,7 @@ from planar_vae_jax.runs._files import (
     read_json_lines,
     write_failure,
 )
+from planar_vae_jax.runs._tensorboard import Events
 from planar_vae_jax.runs.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -145,7 +146,7 @@ def fit(
         training = _Training(run, epochs, stopping, checkpoints, loss, optimizer, params, key, data, batch_size)
         training.begin_or_resume(report)
         bar = Progress(epochs.done(epochs.number), unit, epochs.done(training.done.epoch))
-        with contextlib.closing(training.feed), _signals.finishing(), bar as progress:
+        with contextlib.closing(training), _signals.finishing(), bar as progress:
             while training.done.epoch < epochs.number and not stopping.is_over(training.lines):
                 training.train_epoch()
                 line = training.end_epoch(report)
@@ -153,6 +154,7 @@ def fit(
                 training.stop_if_asked()
             checkpoints.wait()
         training.stop_if_asked()
+    run.trained(training.lines, best=patience > 0)
     last, state = run.devices.local((training.evaluated(), training.state))
     if not patience:
         return Fitted(last, state, training.lines, training.done.epoch, False)
@@ -368,6 +370,7 @@ class _Training:
         self.saved: int | None = None  # the step of the newest checkpoint
         self.pace = Pace()
         self.metrics = run.workdir / "metrics.jsonl"
+        self.events: Events | None = None  # of process 0 with --tensorboard
         self.seeds = key.shape[0] if key.ndim else None
         self.steps_key = key
         self.initial, self.key, self.state = run.devices.replicate((params, key, self._start(params)))
@@ -431,8 +434,19 @@ class _Training:
         self.lines = _hosts.on_first(cut_json_lines, self.metrics, self.done.epoch)
         if not _all_finite(self.state):
             raise self.failure(None)
+        if self.run.config.tensorboard:
+            _hosts.on_first(self._begin_events)
         self.checkpoints.begin_to_write()
         self.run.go_on(self.done.seconds, f"after {self.epochs.name(self.step)}" if found else None)
+
+    def _begin_events(self) -> None:
+        self.events = Events(self.run.workdir, self.lines, self.epochs.unit)
+
+    def close(self) -> None:
+        """Ends what runs beside the training."""
+        self.feed.close()
+        if self.events is not None:
+            self.events.close()
 
     def train_epoch(self) -> None:
         """Takes the remaining steps of the current epoch."""
@@ -479,6 +493,8 @@ class _Training:
 
     def _write(self, line: Line) -> Line:
         append_json_line(self.metrics, line)
+        if self.events is not None:
+            self.events.write(line)
         return line
 
     def _line(self, info: loop.StepInfo, report: Report, params: Any, initial: Any) -> Line:
@@ -580,7 +596,9 @@ def _stored_run(run: RunFolder, epochs: _Epochs, like: Any, stopping: _Stopping)
     if stopping.patience:
         final = final and which == "best"  # the run's figures are of that checkpoint
     run.evaluate_into(epochs.folder(found.step), final, (newest if final else found).meta["seconds"])
-    return Fitted(params, None, lines if final else lines[:epoch], epoch, stopping.is_over(lines))
+    shown = lines if final else lines[:epoch]
+    run.trained(shown, which == "best")
+    return Fitted(params, None, shown, epoch, stopping.is_over(lines))
 
 
 def _read(run: RunFolder, epochs: _Epochs, which: str) -> Stored:

@@ -11,19 +11,21 @@ with open_run(config, "mnist", identity) as run:    # compares flags and data, l
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import platform
+import shlex
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from planar_vae_jax.runs import _hosts, _signals
+from planar_vae_jax.runs import _hosts, _signals, _tensorboard
 from planar_vae_jax.runs._files import RunError, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.config import (
     LAYOUT,
@@ -36,23 +38,34 @@ from planar_vae_jax.runs.config import (
 )
 from planar_vae_jax.runs.console import say, warn
 from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
+from planar_vae_jax.runs.page import Picture, Setting, render
+from planar_vae_jax.statistics import Table
 
 # Files that mark a folder as a run's, or as the remains of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
 _PACKAGES = ("planar_vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+# Flags of a command that are not part of the run.
+_OF_A_START = ("resume", "overwrite", "max_seconds", "eval_only", "checkpoint", "process_id")
 
 
 class RunFolder:
     """The folder of a run; while :func:`open_run` lasts, no other process may write into it.
 
     Attributes:
-        workdir: the folder for figures and ``summary.json``.
+        workdir: the folder for figures, ``summary.json`` and ``report.html``.
         config: the run's flags.
         devices: the devices that the run computes on.
         finished: whether the run has nothing left to do.
     """
 
-    def __init__(self, config: RunFlags, experiment: str, data: dict[str, Any] | None, devices: Devices):
+    def __init__(
+        self,
+        config: RunFlags,
+        experiment: str,
+        data: dict[str, Any] | None,
+        devices: Devices,
+        defaults: Mapping[str, Any] | None = None,
+    ):
         """Looks at the folder and writes nothing.
 
         Raises:
@@ -63,6 +76,10 @@ class RunFolder:
         self._named = config.workdir or default_workdir(config, experiment)
         self.workdir = _expand(self._named)
         self._description = _describe(config, experiment, data, devices)
+        self._defaults = dict(defaults or {})
+        self._titles: dict[str, str] = {}  # of the pictures saved so far, by the names of their files
+        self._lines: Sequence[Mapping[str, Any]] = ()
+        self._best = False
         self._started, self._earlier = time.perf_counter(), 0.0
         self._lock: filelock.FileLock | None = None
         _hosts.check_same(_in_common(self._description))
@@ -85,10 +102,11 @@ class RunFolder:
         return self._earlier + time.perf_counter() - self._started
 
     def save_figure(self, name: str, figure: Any) -> None:
-        """Writes a matplotlib figure as ``name`` in the folder."""
+        """Writes a matplotlib figure as ``name``, a PNG file in the folder; ``report.html`` will show it."""
         if _hosts.index() == 0:
             with replacing(self.workdir / name) as temporary:
                 figure.savefig(temporary)
+            self._titles[name] = figure.get_suptitle()
 
     def save_text(self, name: str, text: str) -> None:
         """Writes a text file, in UTF-8 whatever the locale."""
@@ -96,18 +114,49 @@ class RunFolder:
             with replacing(self.workdir / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
-    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Writes ``summary.json``, which marks the run as finished, and prints where it is; returns ``summary``."""
-        _hosts.on_first(write_json, self.workdir / "summary.json", summary)
-        say(f"figures and summary.json are in {self.workdir}")
+    def trained(self, lines: Sequence[Mapping[str, Any]], best: bool) -> None:
+        """Notes for ``report.html`` how the training went; ``fit`` calls it.
+
+        Args:
+            lines: the lines of ``metrics.jsonl``.
+            best: whether the parameters to evaluate are those of the best checkpoint, not of the latest.
+        """
+        self._lines, self._best = lines, best
+
+    def finish(self, summary: dict[str, Any], tables: Mapping[str, Sequence[Table]] | None = None) -> dict[str, Any]:
+        """Writes ``report.html``, and ``summary.json``, which marks the run as finished.
+
+        Args:
+            summary: the final figures; a number has its standard error beside it as ``NAME_se``.
+            tables: tables that the page shows in place of entries of the summary, by the entry's name.
+
+        Returns:
+            The summary.
+        """
+        _hosts.on_first(self._write_end, summary, tables or {})
+        say(f"figures, report.html and summary.json are in {self.workdir}")
         return summary
+
+    def _write_end(self, summary: dict[str, Any], tables: Mapping[str, Sequence[Table]]) -> None:
+        pictures = [
+            Picture(name, (self.workdir / name).read_bytes(), title)
+            for name, title in self._titles.items()
+            if name.endswith(".png")
+        ]
+        if self.config.tensorboard:
+            last = self._lines[-1] if self._lines else {}
+            _tensorboard.write_pictures(self.workdir, pictures, int(last.get("epoch", last.get("step", 0))))
+        # Before the summary: every finished run has its page, and no page is older than the summary beside it.
+        with replacing(self.workdir / "report.html") as temporary:
+            temporary.write_text(self._page(summary, tables, pictures), encoding="utf-8", errors="replace")
+        write_json(self.workdir / "summary.json", summary)
 
     def summary(self) -> dict[str, Any]:
         """Returns the contents of ``summary.json`` of a finished run."""
         return _hosts.on_first(read_json, self.workdir / "summary.json") or {}
 
     def go_on(self, seconds: float, where: str | None) -> None:
-        """Marks the run as unfinished again: process 0 removes ``summary.json`` and updates ``config.json``.
+        """Marks the run as unfinished again: process 0 removes its summary and page and updates ``config.json``.
 
         Args:
             seconds: time spent on the run so far.
@@ -118,7 +167,8 @@ class RunFolder:
         if stored is None or _hosts.index():
             return
         say(f"resuming the run in {self.workdir} {where or 'from the beginning'}")
-        (self.workdir / "summary.json").unlink(missing_ok=True)  # of a shorter run, or damaged
+        for name in ("summary.json", "report.html"):  # of a shorter run, or damaged
+            (self.workdir / name).unlink(missing_ok=True)
         now = {**stored, "flags": self._description["flags"]}
         if self.config.resume == "always":
             now["code"] = self._description["code"]
@@ -146,6 +196,52 @@ class RunFolder:
     def _make_ready(self) -> None:
         _make(self.workdir, str(self.workdir))
         remove_unfinished(self.workdir)
+
+    # --- The page
+
+    def _page(self, summary: dict[str, Any], tables: Mapping[str, Sequence[Table]], pictures: list[Picture]) -> str:
+        described = {**(self._stored or self._description), "flags": self._description["flags"]}
+        fields = dataclasses.fields(self.config)
+        settings = [
+            Setting(
+                field.name,
+                described["flags"][field.name],
+                as_json(self._defaults.get(field.name, field.default)),
+                field.metadata["help"],
+            )
+            for field in fields
+        ]
+        program = _program(self.config)
+        flags = [
+            _argument(setting)
+            for field, setting in zip(fields, settings, strict=True)
+            if field.name not in _OF_A_START
+            and (setting.value != setting.default or (field.metadata["named"] and setting.value is not None))
+        ]
+        root = _expand(self._named)
+        name = root.resolve().name
+        if self.workdir != root:
+            name += f", {self.workdir.name}"  # figures of another checkpoint
+        data, time = described["data"], _duration(summary.get("seconds", self.seconds()))
+        return render(
+            title=name,
+            program=f"experiment {described['experiment']}, planar_vae_jax {described['versions']['planar_vae_jax']}",
+            lead=", ".join([*([str(data["name"])] if data else []), str(self.devices), time]),
+            command=[program, *flags] if program else [],
+            facts=_facts(described, self.devices, time),
+            settings=settings,
+            summary=summary,
+            tables=tables,
+            lines=self._lines,
+            pictures=pictures,
+            usage=self._usage(data),
+        )
+
+    def _usage(self, data: dict[str, Any] | None) -> str:
+        """Returns Python code that loads the run."""
+        usage = self.config.usage or (_USAGE_OF_IMAGES if data and data.get("image_shape") else _USAGE)
+        usage = usage.replace("CHECKPOINT", "best" if self._best else "latest")
+        return usage.replace('"WORKDIR"', json.dumps(self._named)).replace("WORKDIR", shlex.quote(self._named))
 
     # --- For open_run
 
@@ -301,7 +397,12 @@ class RunFolder:
 
 @contextmanager
 def open_run(
-    config: RunFlags, experiment: str, data: dict[str, Any] | None = None, devices: Devices | None = None
+    config: RunFlags,
+    experiment: str,
+    data: dict[str, Any] | None = None,
+    devices: Devices | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Iterator[RunFolder]:
     """Yields the folder of a run. Unless the run is finished, no other process may write into the folder meanwhile.
 
@@ -310,12 +411,13 @@ def open_run(
         experiment: the name of the experiment.
         data: identifies the run's data by ``name``, ``source`` and ``crc32``; None: the run has no data.
         devices: the devices of the run (:func:`planar_vae_jax.runs.devices.choose_devices`); None: one device.
+        defaults: for ``report.html``, the defaults of flags that the experiment has filled in, by name.
 
     Raises:
         UsageError: the folder cannot be written, another process uses it, it holds another run, or it holds no run
             where one is needed. The folder is then left as it was.
     """
-    run = RunFolder(config, experiment, data, devices or one_device())
+    run = RunFolder(config, experiment, data, devices or one_device(), defaults)
     try:
         run._open()
         with _signals.time_limit(config.max_seconds):
@@ -381,6 +483,59 @@ def _crc(*files: Path) -> int:
 
 def _shown_data(data: dict[str, Any]) -> str:
     return f"{data['name']} from {data['source']} (CRC-32 {data['crc32']:08x})"
+
+
+# --- What the page says
+
+_USAGE_OF_IMAGES = """\
+from planar_vae_jax import load_run
+
+run = load_run("WORKDIR", "CHECKPOINT", build=build)  # build(flags, image_shape) -> the module that was trained"""
+_USAGE = """\
+from pathlib import Path
+
+from planar_vae_jax.runs.checkpoints import read_checkpoint
+
+arrays = read_checkpoint(Path("WORKDIR") / "checkpoints", "CHECKPOINT").leaves  # by name"""
+
+
+def _facts(described: dict[str, Any], devices: Devices, time: str) -> dict[str, str]:
+    data, device = described["data"], described["device"]
+    facts = {"data": _shown_data(data)} if data else {}
+    if data and data.get("image_shape"):
+        facts["image shape"] = " x ".join(map(str, data["image_shape"]))
+    versions = (f"{name} {version}" for name, version in described["versions"].items() if version)
+    return facts | {
+        "device": f"{devices}, platform {device['platform']}, {device['cpus']} CPU cores",
+        "time": time,
+        "versions": ", ".join(versions),
+        "checksums of the code": ", ".join(f"{name} {crc:08x}" for name, crc in described.get("code", {}).items()),
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h" * (hours > 0), f"{minutes} min" * (hours + minutes > 0), f"{rest} s"]
+    return " ".join(part for part in parts if part)
+
+
+def _program(config: RunFlags) -> str | None:
+    """Returns the command that starts the program that defines the flags; None if they are defined in a notebook."""
+    name = type(config).__module__
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if name == "__main__" and getattr(module, "__spec__", None) is not None:
+        name = module.__spec__.name  # type: ignore[union-attr]
+    if file is None:
+        return None
+    return f"python -m {name}" if "." in name else f"python {shlex.quote(Path(file).name)}"
+
+
+def _argument(setting: Setting) -> str:
+    if isinstance(setting.value, bool):
+        return f"--{'' if setting.value else 'no'}{setting.name}"
+    return shlex.quote(f"--{setting.name}={shown(setting.value)}")
 
 
 # --- The folder in the file system

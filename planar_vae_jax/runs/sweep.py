@@ -63,7 +63,7 @@ def combinations(
     runs = []
     for each in itertools.product(*over.values()):
         values = dict(zip(over, each, strict=True))
-        folder = Path(config.workdir).expanduser() / "-".join(map(_named, values.items()))
+        folder = Path(config.workdir).expanduser() / folder_name(values)
         one = dataclasses.replace(config, **values, workdir=str(folder), resume="auto", overwrite=False)
         check(one)
         runs.append((values, complete(one)))
@@ -134,6 +134,11 @@ def sweep(
     return results
 
 
+def folder_name(values: Mapping[str, Any]) -> str:
+    """Returns the name of the folder of the run with these values of flags: ``flows=5-seed=0``."""
+    return "-".join(map(_named, values.items()))
+
+
 def _named(flag: tuple[str, Any]) -> str:
     """Returns ``flows=5``, the form in which a flag appears in the name of a folder."""
     return f"{flag[0]}={shown(as_json(flag[1]))}"
@@ -174,7 +179,7 @@ def _train_group(folder: Path, configs: Sequence[RunFlags], together: Together) 
     check_together(arguments.get("score") is not None, isinstance(arguments.get("data"), Streamed))
     params, keys = (mesh.stack([start[name] for start in starts], None) for name in ("params", "key"))
     say(f"\n{len(configs)} seeds together in {folder.name}; figures shown while training are means over them")
-    config = dataclasses.replace(configs[0], workdir=str(folder))
+    config = dataclasses.replace(configs[0], workdir=str(folder), tensorboard=False)  # each seed's files follow
     with open_run(config, together.experiment, together.data, devices) as group:
         if devices.mesh is not None:
             say(f"{len(configs) // len(devices.used)} of the {len(configs)} seeds on each device")
