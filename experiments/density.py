@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ CHUNK = 2**14  # samples on the device at a time
 class Config(RunFlags):
     """Flags of ``experiments.density``."""
 
-    usage: ClassVar[str | None] = """\
+    usage = """\
 from pathlib import Path
 
 import jax

@@ -43,7 +43,7 @@ Result = tuple[dict[str, Any], Summary]  # the values of the flags that vary, an
 class Config(mnist.Config):
     """Flags of ``experiments.flow_length``: those of the sweep, and those of ``experiments.mnist`` for each run."""
 
-    usage: ClassVar[str | None] = """\
+    usage = """\
 from pathlib import Path
 
 from planar_vae_jax import load_run
@@ -99,6 +99,7 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
         folder.save_text("table.csv", statistics.comma_separated(rows, figures, numbers))
         title, nats = describe(config, first, is_binary(whole[0])), f"Nats are of {first['nats_of']}."
         tables = [*statistics.tables(rows, figures), statistics.kl_table(rows)]
+        over_all = min(len(rows), 2)  # the number of tables over all classes: means, and differences if there are any
         folder.save_text("table.md", f"# {title}\n\n{nats}\n\n{statistics.markdown(tables)}")
         published = report.comparable_to_published(vars(config), whole[0].name, whole[0].x_test.shape)
         folder.save_figure("flow_length.png", report.against_length(rows, config.objective, title, published))
@@ -113,7 +114,7 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
                 "rows": rows,
                 "seconds": seconds,
             },
-            {"rows": [*tables, table_of_runs(results, figures)]},
+            {"rows": [*tables[:over_all], table_of_runs(results, figures), *tables[over_all:]]},
         )
         say(f"\n{nats}")
         show(rows, figures)

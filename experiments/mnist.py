@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -51,7 +51,7 @@ shared_loss, shared_optimizer = functools.lru_cache(2)(vae_loss), functools.lru_
 class Config(DeviceFlags):
     """Flags of ``experiments.mnist``."""
 
-    usage: ClassVar[str | None] = """\
+    usage = """\
 import jax
 from planar_vae_jax import load_run
 

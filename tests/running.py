@@ -99,12 +99,20 @@ def result(workdir):
     content = json.loads((last / "meta" / "metadata").read_text())["content"]
     assert not list(workdir.rglob("*unfinished*"))
     assert not list(workdir.rglob("*checkpoint-tmp*"))
+    assert page_is_of_the_summary(workdir)
     return {
         "summary": timeless(json.loads((workdir / "summary.json").read_text())),
         "metrics": [timeless(json.loads(line)) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
         "step": last.name,
         "leaves": (content["leaves"], content["score"]),  # with the CRC-32 of each
     }
+
+
+def page_is_of_the_summary(workdir):
+    """Whether report.html is whole and shows the seconds of summary.json, by which no two runs are alike."""
+    seconds = json.loads((workdir / "summary.json").read_text())["seconds"]
+    page = (workdir / "report.html").read_text()
+    return page.endswith("</html>\n") and f"<dd>{seconds:.4g}</dd>" in page
 
 
 def contents(folder: Path):

@@ -10,6 +10,7 @@ _TOP, _RIGHT, _BOTTOM = 10.0, 12.0, 40.0
 _CHARACTER = 7.5  # width of a character of a tick label
 _POINTS = 400  # at most, of a line
 _MARKED = 40  # points up to which each is marked
+_GREATEST = 1e150  # a greater value is left out
 _LOGARITHMIC = 100.0  # ratio of the greatest to the least value from which on the axis is logarithmic
 
 Line = tuple[Sequence[float], Sequence[float | None]]  # x [T], y [T]; None: missing
@@ -23,10 +24,10 @@ def line_chart(title: str, unit: str, lines: Mapping[str, Line]) -> str:
     Args:
         title: what is drawn, for people who do not see it.
         unit: what the horizontal axis counts.
-        lines: name -> x and y; at least one y is a number.
+        lines: name -> x and y.
     """
-    thinned = [_thinned(*line) for line in lines.values()]
-    values = [y for points in thinned for _, y in points if y is not None]
+    drawn = [_drawn(*line) for line in lines.values()]
+    values = [y for points in drawn for _, y in points] or [0.0]
     low, high = min(values), max(values)
     logarithmic = low > 0 and high / low > _LOGARITHMIC
     scale = math.log10 if logarithmic else float
@@ -34,7 +35,7 @@ def line_chart(title: str, unit: str, lines: Mapping[str, Line]) -> str:
     ticks = _powers(bottom, top) if logarithmic else _ticks(bottom, top, 5)
     labels = _labels([10.0**tick for tick in ticks]) if logarithmic else _labels(ticks)
     left = 10 + _CHARACTER * max(map(len, labels), default=0)
-    xs = [x for points in thinned for x, _ in points]
+    xs = [x for points in drawn for x, _ in points] or [0.0]
     first, last = min(xs), max(xs)
 
     def across(x: float) -> float:
@@ -56,35 +57,31 @@ def line_chart(title: str, unit: str, lines: Mapping[str, Line]) -> str:
     middle = (left + _WIDTH - _RIGHT) / 2
     axis = f"{unit}{', logarithmic scale' if logarithmic else ''}"
     parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 4:.1f}" text-anchor="middle">{html.escape(axis)}</text>')
-    for number, points in enumerate(thinned):
-        drawn = [None if y is None else (across(x), up(scale(y))) for x, y in points]
-        parts.append(_line(drawn, number % 3))
+    for number, points in enumerate(drawn):
+        parts.append(_path([(across(x), up(scale(y))) for x, y in points], number % 3))
     return f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img">{"".join(parts)}</svg>'
 
 
-def _thinned(xs: Sequence[float], ys: Sequence[float | None]) -> list[tuple[float, float | None]]:
-    """Returns at most ``_POINTS`` points, the last among them."""
-    every = -(-len(xs) // _POINTS)
-    points = list(zip(xs, ys, strict=True))
+def _drawn(xs: Sequence[float], ys: Sequence[float | None]) -> list[tuple[float, float]]:
+    """Returns at most ``_POINTS`` points of a line, the last among them."""
+    points = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and abs(y) < _GREATEST]
+    every = -(-len(points) // _POINTS) or 1
     return points[::-1][::every][::-1]
 
 
-def _line(points: Sequence[tuple[float, float] | None], colour: int) -> str:
-    """Returns a path with gaps where points are missing; points that no line reaches are marked."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for point in points:
-        if point is None:
-            runs.append([])
-        else:
-            runs[-1].append(point)
-    path = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1)
-    marked = [point for run in runs for point in run if len(run) == 1 or len(points) <= _MARKED]
-    circles = "".join(f'<circle class="dot{colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in marked)
-    return (f'<path class="line{colour}" d="{path}"/>' if path else "") + circles
+def _path(points: Sequence[tuple[float, float]], colour: int) -> str:
+    """Returns a path; a few points are marked too."""
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    marked = points if len(points) <= _MARKED else ()
+    circles = (f'<circle class="dot{colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in marked)
+    return f'<path class="line{colour}" d="{path}"/>{"".join(circles)}' if points else ""
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    room = 0.06 * (high - low)
+    if room < 1e-9 * size or size < 1 / _GREATEST:  # a constant, but for rounding
+        room = 0.1 * size if size > 1 / _GREATEST else 1.0
     return low - room, high + room
 
 

@@ -48,12 +48,14 @@ class Events:
     def _add(self, line: Mapping[str, Any]) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
+        if self._unit not in line:  # a line that was lost is {}
+            return
         numbers = {name: value for name, value in line.items() if isinstance(value, int | float) and name != self._unit}
         first = {name: value for name, value in numbers.items() if name.startswith("first_")}
         rest = {name: value for name, value in numbers.items() if name not in first}
-        for step, values in ((0, first), (line[self._unit], rest)):
-            tags = {name.removeprefix("first_") if step == 0 else name: value for name, value in values.items()}
-            if tags:
+        for step, values, prefix in ((0, first, "first_"), (line[self._unit], rest, "")):
+            if values:
+                tags = {name.removeprefix(prefix): value for name, value in values.items()}
                 scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
                 self._file.write(step=step, summary=Summary(value=scalars))
 

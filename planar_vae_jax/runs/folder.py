@@ -227,7 +227,7 @@ class RunFolder:
             title=name,
             program=f"experiment {described['experiment']}, planar_vae_jax {described['versions']['planar_vae_jax']}",
             lead=", ".join([*([str(data["name"])] if data else []), str(self.devices), time]),
-            command=[program, *flags] if program else [],
+            command=[*program, *flags] if program else [],
             facts=_facts(described, self.devices, time),
             settings=settings,
             summary=summary,
@@ -520,16 +520,16 @@ def _duration(seconds: float) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _program(config: RunFlags) -> str | None:
-    """Returns the command that starts the program that defines the flags; None if they are defined in a notebook."""
+def _program(config: RunFlags) -> list[str]:
+    """Returns the words that start the program that defines the flags; none if they are defined in a notebook."""
     name = type(config).__module__
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
+    if file is None:
+        return []
     if name == "__main__" and getattr(module, "__spec__", None) is not None:
         name = module.__spec__.name  # type: ignore[union-attr]
-    if file is None:
-        return None
-    return f"python -m {name}" if "." in name else f"python {shlex.quote(Path(file).name)}"
+    return ["python", "-m", name] if "." in name else ["python", shlex.quote(Path(file).name)]
 
 
 def _argument(setting: Setting) -> str:

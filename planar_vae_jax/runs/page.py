@@ -155,11 +155,9 @@ def _sorted(
             groups.append(_Figures("", [], [_table(heading, dict(enumerate(value)))]))
         elif isinstance(value, Mapping):
             groups.append(_group(heading, value, summary.get(f"{name}_se")))
-        elif name in known and known[name] == as_json(value):
-            continue
-        elif isinstance(value, float) and not name.startswith("seconds"):
+        elif isinstance(value, float) and name not in known and not name.startswith("seconds"):
             own.numbers.append(_Figure(_words(name), _number(value, summary.get(f"{name}_se"))))
-        else:
+        elif name not in known or known[name] != as_json(value):
             facts[_words(name)] = _number(value)
     return facts, [own, *groups]
 
@@ -227,7 +225,8 @@ def _figures(groups: Sequence[_Figures]) -> str:
         if group.numbers:
             numbers = (f"<div><dt>{_text(name)}</dt><dd>{_text(text)}</dd></div>" for name, text in group.numbers)
             parts.append(f'<dl class="numbers">{"".join(numbers)}</dl>')
-        parts += [_scrolled(table, group.title) for table in group.tables]
+        if group.tables:
+            parts.append(f'<div class="tables">{"".join(_scrolled(one, group.title) for one in group.tables)}</div>')
     if any("±" in text for group in groups for _, text in group.numbers):
         parts.insert(0, '<p class="note">± is the standard error, unless a table says otherwise.</p>')
     return "".join(parts)
@@ -245,8 +244,8 @@ def _scrolled(table: Table, name: str = "") -> str:
     heading = f"<h3>{_text(table.title)}</h3>" if table.title else ""
     label = _text(table.title or name or "table")
     return (
-        f'{heading}<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
-        f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>{left_out}"
+        f'<div>{heading}<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
+        f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>{left_out}</div>"
     )
 
 
@@ -258,9 +257,8 @@ def _cell(cell: Any) -> str:
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
     """Returns a chart for each figure of the metrics; a figure of several splits has one chart."""
-    unit = next((name for name in ("epoch", "step") if lines and name in lines[0]), None)
-    if unit is None:
-        return ""
+    unit = "step" if any("step" in line for line in lines) else "epoch"
+    lines = [line for line in lines if unit in line]  # one that was lost is {}
     names = dict.fromkeys(name for line in lines for name, value in line.items() if isinstance(value, int | float))
     charts: dict[str, list[str]] = {}
     for name in names:
@@ -268,7 +266,8 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
             continue
         split, _, figure = name.partition("_")
         charts.setdefault(figure if split in _SPLITS and figure else name, []).append(name)
-    return f'<div class="charts">{"".join(_chart(*chart, lines, unit) for chart in charts.items())}</div>'
+    drawn = "".join(_chart(*chart, lines, unit) for chart in charts.items())
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
 
 
 def _chart(heading: str, names: Sequence[str], lines: Sequence[Mapping[str, Any]], unit: str) -> str:
@@ -287,7 +286,7 @@ def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
     image = f'<img src="data:image/png;base64,{data}" alt="{_text(title or picture.name)}"'
     return (
-        f'<figure class="picture"><div class="card" tabindex="0"><div style="min-width:min({width}px,30rem)">'
+        f'<figure class="picture"><div class="card"><div style="min-width:min({width}px,30rem)">'
         f'{image} width="{width}" height="{height}"></div></div><figcaption>{_text(picture.name)}</figcaption></figure>'
     )
 
@@ -348,17 +347,20 @@ dd { margin: 0; font-variant-numeric: tabular-nums; }
 .numbers dd { font-size: 1.125rem; }
 .facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr); gap: .25rem 1.5rem; }
 .scroll { max-height: 32rem; overflow: auto; border-bottom: 1px solid var(--rule); }
-.numbers + .scroll, .scroll + .scroll { margin-top: 1rem; }
+.tables { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 2rem; }
+.tables > div { max-width: 100%; }
+.tables h3, .tables .note { width: 0; min-width: 100%; }  /* the table alone says how wide it is */
+.numbers + .tables { margin-top: 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.25rem .3rem 0; text-align: right; white-space: nowrap; font-weight: 400; }
 thead th, thead td { position: sticky; top: 0; background: var(--page); color: var(--soft); vertical-align: bottom;
   box-shadow: inset 0 -1px var(--rule); }
 th:first-child { text-align: left; }
+th:last-child, td:last-child { padding-right: 0; }
 .settings { max-height: none; }
 .settings table { width: 100%; color: var(--soft); }
 .settings th, .settings td { text-align: left; vertical-align: top; }
 .settings td { white-space: normal; overflow-wrap: anywhere; }
-.settings td:nth-child(-n+3) { min-width: 8rem; }
 .settings td:last-child { width: 60%; padding-right: 0; }
 .settings .differs { color: var(--text); }
 .settings .differs th, .settings .differs td:nth-child(2) { font-weight: 600; }
@@ -382,12 +384,14 @@ svg text { fill: var(--soft); font-size: 13px; }
 .card { overflow-x: auto; padding: .75rem; border: 1px solid var(--rule); border-radius: .375rem; background: #fff; }
 .card img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .picture figcaption { margin-top: .35rem; }
+@media (min-width: 40.01rem) { .settings td:nth-child(-n+3) { min-width: 8rem; } }
 @media (max-width: 40rem) {
   .facts, .settings table, .settings tbody { display: block; }
   .facts dd { margin-bottom: .6rem; }
   .settings thead { display: none; }
-  .settings tr { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 0 1rem; padding: .4rem 0; }
-  .settings th, .settings td { min-width: 0; padding: 0; white-space: normal; overflow-wrap: anywhere; }
+  .settings tr { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 0 1rem;
+    padding: .4rem 0; }
+  .settings th, .settings td { padding: 0; white-space: normal; overflow-wrap: anywhere; }
   .settings td:nth-child(3):empty { display: none; }
   .settings td:nth-child(3) { grid-column: 2; }
   .settings td:nth-child(3)::before { content: "default: "; }

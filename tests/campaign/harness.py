@@ -161,6 +161,7 @@ def result(workdir: Path) -> dict[str, Any]:
     content = strict((last / "meta" / "metadata").read_text())["content"]
     assert not list(workdir.rglob("*unfinished*"))
     assert not list(workdir.rglob("*checkpoint-tmp*"))
+    page(workdir)
     return {
         "summary": timeless(strict((workdir / "summary.json").read_text())),
         "metrics": metrics(workdir),
@@ -168,6 +169,13 @@ def result(workdir: Path) -> dict[str, Any]:
         "step": last.name,
         "leaves": content["leaves"],  # with the CRC-32 of each
     }
+
+
+def page(workdir: Path) -> str:
+    """The page of the run, which must be whole."""
+    found = (workdir / "report.html").read_text(encoding="utf-8")
+    assert found.endswith("</html>\n")
+    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -50,6 +50,7 @@ def test_files_that_cannot_grow(data, whole, tally, tmp_path, name):
         ("metrics", 3, "metrics.jsonl could not be written"),
         ("checkpoint", 2, f"a checkpoint could not be written to {workdir}"),
         ("reconstructions", 1, "reconstructions.png could not be written"),
+        ("report", 1, "report.html could not be written"),
         ("summary", 1, "summary.json could not be written"),
     ):
         if (name, file) == ("toy", "reconstructions"):
@@ -92,13 +93,13 @@ def pages(sizes):
 
 
 @pytest.mark.slow
-def test_a_disk_full_in_training_then_in_the_figures_then_in_the_summary(data, whole, tally, disk):
+def test_a_disk_full_in_training_then_in_the_figures_then_in_the_page(data, whole, tally, disk):
     workdir = disk / "run"
     figures = [len(whole("mnist")["figures"][name]) for name in FIGURES]
     cases = [
         (lambda run: run.lines() == 3, 0, "could not be written", "training"),
         (lambda run: run.said("test figures"), pages(figures[:-1]), r"classes\.png", "the figures"),
-        (lambda run: run.said("test figures"), pages(figures), r"summary\.json", "the summary"),
+        (lambda run: run.said("test figures"), pages(figures), r"report\.html", "the page"),
     ]
     for moment, free, words, name in cases:
         run = Run("mnist", workdir, *data["mnist"])

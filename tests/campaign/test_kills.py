@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from campaign.harness import STRENGTH, Run, finish, metrics, result, strict
+from campaign.harness import STRENGTH, Run, finish, metrics, page, result, strict
 
 SECONDS_TO_STOP = 20.0  # on a busy machine; else about one
 LINES = {"mnist": 12, "density": 100, "toy": 12}  # of metrics, of a whole run
@@ -56,6 +56,10 @@ def look(workdir):
     for name in ("config.json", "summary.json"):
         if (workdir / name).exists():
             strict((workdir / name).read_bytes())
+    if (workdir / "report.html").exists():
+        page(workdir)
+    else:
+        assert not (workdir / "summary.json").exists()
 
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM

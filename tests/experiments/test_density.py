@@ -20,7 +20,7 @@ from planar_vae_jax.runs.config import UsageError
 from planar_vae_jax.train import loop as training
 
 FIGURES = {"density.png", "layers.png", "loss.png"}
-FILES = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", ".lock", *FIGURES}
+FILES = {"config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", ".lock", *FIGURES}
 NUMBERS = ("final_loss", "kl", "kl_se", "log_z", "seconds")
 
 

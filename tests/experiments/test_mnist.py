@@ -16,7 +16,7 @@ from planar_vae_jax.runs.config import UsageError
 
 LATENT_PAGES = {"posteriors.png", "interpolations.png", "traversals.png", "aggregate.png"}
 PICTURES = {*LATENT_PAGES, "reconstructions.png", "loss.png", "samples.png", "classes.png"}
-FILES = {*PICTURES, "config.json", "metrics.jsonl", "summary.json", "checkpoints", ".lock"}
+FILES = {*PICTURES, "config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", ".lock"}
 RUNS = {  # flags, and the pages that are not drawn; each choice of a flag is in one of them or in test_mnist_models
     "default": ("", set()),
     "no flow": (

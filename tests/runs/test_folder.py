@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shlex
 
 import filelock
 import pytest
 import toy
-from running import Killed, contents, start, steps
+from html_pages import Page
+from matplotlib.figure import Figure
+from running import Killed, contents, page_is_of_the_summary, result, start, steps, stop
 
 from planar_vae_jax.runs import folder
 from planar_vae_jax.runs._files import RunError
@@ -186,3 +189,82 @@ def test_figures_and_the_summary_are_whole_or_not_there(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["loss"] is None
     assert 0.0 < summary["seconds"] < 60.0
+
+
+# --- Its page
+
+
+def test_the_page_is_written_before_the_summary_and_goes_with_it(tmp_path, monkeypatch, whole):
+    def killed(path, content):
+        if path.name == "summary.json":
+            raise Killed
+        write(path, content)
+
+    write = folder.write_json
+    start(tmp_path)
+    stop(tmp_path, 1, "--epochs=4")
+    assert not {"summary.json", "report.html"} & set(contents(tmp_path))
+    monkeypatch.setattr(folder, "write_json", killed)
+    with pytest.raises(Killed):
+        start(tmp_path, "--epochs=4")
+    monkeypatch.undo()
+    assert "report.html" in contents(tmp_path)
+    assert "summary.json" not in contents(tmp_path)
+    start(tmp_path, "--epochs=4")
+    assert result(tmp_path) == whole("--epochs=4")  # asserts that the page is of the summary
+
+
+@pytest.mark.parametrize("flags", ["", "--rate=0.2 --classes=0,1 --keep=2", "--data=none --other --epochs=2 --seed=7"])
+def test_the_command_on_the_page_is_that_of_the_run(tmp_path, flags, capsys):
+    workdir = tmp_path / "it's a <run>"
+    start(workdir, *flags.split())
+    page = (workdir / "report.html").read_text()
+    _, words = re.search(r"(<pre class=\"command\">)(.*?)</pre>", page).groups()
+    program, file, *arguments = shlex.split(Page(f"<!DOCTYPE html>{words}").text)
+    assert (program, file) == ("python", "toy.py")
+    assert {f"--workdir={workdir}", *flags.split()} <= set(arguments)
+    assert len(arguments) <= len(flags.split()) + 2  # the folder, and the seed
+    capsys.readouterr()
+    toy.main(arguments)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_the_page_of_another_checkpoint_says_so(stopped):
+    start(stopped, "--eval_only", "--samples=2")
+    assert page_is_of_the_summary(stopped / "step-10-samples=2")
+    page = Page((stopped / "step-10-samples=2" / "report.html").read_text())
+    assert "run, step-10-samples=2" in page.text
+    assert "--samples=2" in page.text
+    assert not (stopped / "report.html").exists()
+
+
+def test_the_page_shows_the_pictures_of_this_run_in_their_order(tmp_path):
+    (tmp_path / "old.png").write_bytes(b"of somebody else")
+    with folder.open_run(toy.Config(workdir=str(tmp_path)), "toy") as run:
+        for name in ("b.png", "a.png", "c.svg"):
+            figure = Figure()
+            figure.suptitle(f"Picture {name}")
+            run.save_figure(name, figure)
+        run.trained([{"epoch": 1, "loss": 2.5}], best=True)
+        run.finish({"seconds": 1.0})
+    page = Page((tmp_path / "report.html").read_text())
+    assert [image["alt"] for image in page.images] == ["Picture b.png", "Picture a.png"]
+    assert [page.png(0), page.png(1)] == [(tmp_path / name).read_bytes() for name in ("b.png", "a.png")]
+    assert "loss 2.5" in page.text
+    assert f'read_checkpoint(Path("{tmp_path}") / "checkpoints", "best")' in page.text
+
+
+def test_a_page_that_cannot_be_written_leaves_the_run_unfinished(tmp_path, monkeypatch, whole):
+    def full(path, *args, **kwargs):
+        if "report" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    write = type(tmp_path).write_text
+    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    with pytest.raises(RunError, match=r"report\.html could not be written: No space left on device"):
+        start(tmp_path)
+    monkeypatch.undo()
+    assert not {"summary.json", "report.html"} & set(contents(tmp_path))
+    start(tmp_path)
+    assert result(tmp_path) == whole()
