@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+from planar_vae_jax.statistics import with_error
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     "--headless",
@@ -84,6 +86,21 @@ class Page(HTMLParser):
         kind, data = self.images[number]["src"].split(",")
         assert kind == "data:image/png;base64"
         return base64.b64decode(data)
+
+
+def missing(page, figures, errors=None):
+    """The numbers of (a part of) a summary that are not on the page, each with its error if it has one."""
+    found = []
+    for name, value in figures.items():
+        if name.endswith("_se"):
+            continue
+        if isinstance(value, dict):
+            found += missing(page, value, figures.get(f"{name}_se", {}))
+        for one in value if isinstance(value, list) else [value]:
+            error = figures.get(f"{name}_se", (errors or {}).get(name))
+            if isinstance(one, float) and with_error(one, error) not in page.text:
+                found.append((name, one, error))
+    return found
 
 
 @dataclasses.dataclass

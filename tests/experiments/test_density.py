@@ -1,8 +1,10 @@
 """The density experiment from its command line, and its estimates against quadrature."""
 
 import json
+import re
 import runpy
 import sys
+from html import unescape
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import precision
+from html_pages import Page, missing
 
 from experiments import density
 from planar_vae_jax import Planar, PlanarFlow, plotting
@@ -107,6 +110,18 @@ def test_a_run_writes_its_files_and_its_numbers_agree(few_samples, plain, tmp_pa
     assert all(line["kl"] == pytest.approx(line["loss"] + summary["log_z"], abs=1e-5) for line in lines)
     assert ("annealed_loss" in lines[0]) == ("--anneal_steps=10" in flags)
     assert lines[-1].get("temperature", 1.0) == 1.0
+
+
+def test_the_page_has_every_figure_and_picture_and_the_code_that_loads_the_flow(plain):
+    html = (plain / "report.html").read_text()
+    page, summary = Page(html), json.loads((plain / "summary.json").read_text())
+    assert missing(page, summary) == []
+    assert {page.png(number) for number in range(3)} == {(plain / name).read_bytes() for name in FIGURES}
+    (code,) = re.findall(r"<code>(from pathlib.*?)</code>", html, re.DOTALL)
+    found = {}
+    exec(unescape(code), found)
+    estimate = density.free_energy(found["flow"], get_target("mixture"), samples=2**14)
+    assert estimate.value == pytest.approx(summary["kl"], rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["no NaN", pytest.param("64-bit types", marks=pytest.mark.slow)])

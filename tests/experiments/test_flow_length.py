@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import jax
 import numpy as np
 import pytest
+from html_pages import Page
 from image_runs import SHAPE, TRAIN, write_noise
 from scipy.stats import t as student_t
 
@@ -114,6 +116,18 @@ def test_a_sweep_tells_what_its_runs_are_and_what_each_latent_dimension_carries(
     assert row["active_units"]["by_seed"] == [unit["count"] for unit in units]
     assert row["kl_by_dimension"] == [sorted(unit["kl"], reverse=True) for unit in units]
     assert f"| 2 | {np.mean(row['kl_by_dimension'], axis=0)[0]:.2f} " in table
+
+
+def test_the_page_compares_the_runs_and_leads_to_theirs(swept):
+    page, table = Page((swept / "report.html").read_text()), (swept / "table.md").read_text()
+    for line in table.splitlines():
+        if line.startswith("|") and not line.startswith("|---"):
+            assert line.strip("| ").split(" | ") in page.rows
+    links = [link for link in page.links if not link.startswith("#")]
+    assert len(links) == 6
+    for link in links:
+        assert Page((swept / unquote(link)).read_text()).text.startswith(unquote(link).split("/")[0])
+    assert page.png(0) == (swept / "flow_length.png").read_bytes()
 
 
 def test_the_tables_hold_the_same_figures_and_there_is_a_picture(swept):

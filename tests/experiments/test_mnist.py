@@ -1,13 +1,16 @@
 """The MNIST experiment from its command line, on a few tiny images."""
 
 import json
+import re
 import subprocess
 import sys
+from html import unescape
 
 import jax
 import numpy as np
 import pytest
 from helpers import precision
+from html_pages import Page, missing
 from image_runs import TINY, write_bars
 
 from experiments import mnist
@@ -110,6 +113,21 @@ def test_a_run_writes_every_file_with_finite_figures(images, tmp_path, name, req
         assert lines[0]["annealed_loss"] < lines[0]["train_loss"]
     for picture in tmp_path.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_has_every_figure_and_picture_and_the_code_that_loads_the_run(default):
+    html = (default / "report.html").read_text()
+    page = Page(html)
+    assert missing(page, summary(default)) == []
+    shown = {page.png(number) for number in range(len(page.images))}
+    assert shown == {(default / name).read_bytes() for name in PICTURES}
+    assert all("bars" in image["alt"] for image in page.images)  # the titles
+    differ = [row[0] for row in page.rows if row[0].startswith("--") and len(row) == 4]
+    assert set(differ) == {"--workdir", "--dataset", *(flag.split("=")[0] for flag in TINY)}  # not --optimizer
+    (code,) = re.findall(r"<code>(import jax.*?)</code>", html, re.DOTALL)
+    found = {}
+    exec(unescape(code), found)
+    assert found["nats"].shape == (8,)
 
 
 def test_training_lowers_the_loss_and_learns_the_images(images, tmp_path):
