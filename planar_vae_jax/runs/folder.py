@@ -26,7 +26,7 @@ from typing import Any
 import filelock
 
 from planar_vae_jax.runs import _hosts, _signals, _tensorboard
-from planar_vae_jax.runs._files import RunError, read_json, remove_unfinished, replacing, sync, write_json
+from planar_vae_jax.runs._files import RunError, finite, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.config import (
     LAYOUT,
     RunFlags,
@@ -143,12 +143,13 @@ class RunFolder:
             for name, title in self._titles.items()
             if name.endswith(".png")
         ]
-        if self.config.tensorboard:
+        if self.config.tensorboard and pictures:
             last = self._lines[-1] if self._lines else {}
             _tensorboard.write_pictures(self.workdir, pictures, int(last.get("epoch", last.get("step", 0))))
         # Before the summary: every finished run has its page, and no page is older than the summary beside it.
+        page = self._page(json.loads(json.dumps(finite(summary))), tables, pictures)
         with replacing(self.workdir / "report.html") as temporary:
-            temporary.write_text(self._page(summary, tables, pictures), encoding="utf-8", errors="replace")
+            temporary.write_text(page, encoding="utf-8", errors="replace")
         write_json(self.workdir / "summary.json", summary)
 
     def summary(self) -> dict[str, Any]:
@@ -222,7 +223,8 @@ class RunFolder:
         name = root.resolve().name
         if self.workdir != root:
             name += f", {self.workdir.name}"  # figures of another checkpoint
-        data, time = described["data"], _duration(summary.get("seconds", self.seconds()))
+        seconds = summary.get("seconds")
+        data, time = described["data"], _duration(seconds if isinstance(seconds, float) else self.seconds())
         return render(
             title=name,
             program=f"experiment {described['experiment']}, planar_vae_jax {described['versions']['planar_vae_jax']}",

@@ -78,7 +78,7 @@ def render(
         command: the words of the command that repeats the run; none: unknown.
         facts: more about the run, name -> text: data, device, time.
         settings: every flag.
-        summary: the content of ``summary.json``. A number has its standard error beside it as ``NAME_se``.
+        summary: the content of ``summary.json``, as it is read. ``NAME_se`` is the standard error of ``NAME``.
         tables: tables that take the place of entries of the summary, by the entry's name.
         lines: the lines of ``metrics.jsonl``, each with ``"epoch"`` or ``"step"``.
         pictures: in their order on the page.
@@ -155,20 +155,25 @@ def _sorted(
             groups.append(_Figures("", [], [_table(heading, dict(enumerate(value)))]))
         elif isinstance(value, Mapping):
             groups.append(_group(heading, value, summary.get(f"{name}_se")))
-        elif isinstance(value, float) and name not in known and not name.startswith("seconds"):
+        elif _is_figure(name, value, summary) and name not in known:
             own.numbers.append(_Figure(_words(name), _number(value, summary.get(f"{name}_se"))))
-        elif name not in known or known[name] != as_json(value):
+        elif name not in known or known[name] != value:
             facts[_words(name)] = _number(value)
     return facts, [own, *groups]
 
 
+def _is_figure(name: str, value: Any, summary: Mapping[str, Any]) -> bool:
+    return f"{name}_se" in summary or (isinstance(value, float) and not name.startswith("seconds"))
+
+
 def _is_rows(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, Mapping) for row in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def _without_errors(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the entries without standard errors, which are shown beside their figures."""
-    return {name: value for name, value in figures.items() if name.removesuffix("_se") not in figures.keys() - {name}}
+    errors = {f"{name}_se" for name in figures}
+    return {name: value for name, value in figures.items() if name not in errors}
 
 
 def _group(heading: str, figures: Mapping[str, Any], errors: Any) -> _Figures:
@@ -176,7 +181,7 @@ def _group(heading: str, figures: Mapping[str, Any], errors: Any) -> _Figures:
     errors = errors if isinstance(errors, Mapping) else {}
     numbers, columns = [], {}
     for name, value in _without_errors(figures).items():
-        if isinstance(value, list | tuple) and len(value) > 1:
+        if isinstance(value, list) and len(value) > 1:
             columns[_words(name)] = value
         else:
             numbers.append(_Figure(_words(name), _number(value, figures.get(f"{name}_se", errors.get(name)))))
@@ -197,9 +202,9 @@ def _table(title: str, rows: Mapping[Any, Mapping[str, Any]]) -> Table:
 
 def _number(value: Any, error: Any = None) -> str:
     """Returns a value of the summary as text: a number with its error, if it has one."""
-    if isinstance(value, float) or (value is None and error is not None):
+    if isinstance(error, int | float) or isinstance(value, float):
         return with_error(value, error)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         more = f", ... ({len(value)}; all in summary.json)" if len(value) > _LONGEST else ""
         return ", ".join(map(_number, value[:_LONGEST])) + more
     return "-" if value is None else str(value)

@@ -1,7 +1,6 @@
 """The page of a run: all that it is given is on it, whatever its names; a browser shows it at any width."""
 
 import io
-import math
 import re
 
 import numpy as np
@@ -48,7 +47,8 @@ SUMMARY = {
     "loss": 101.234,
     "loss_se": 0.25,
     "plain": 1.5,
-    "not_finite": math.nan,
+    "count": 5,
+    "count_se": 0.5,
     "seconds": 12.5,
     "test": {"nll": 90.111, "nll_se": 0.5, "images": 30, "kl": None, "kl_se": None},
     "by_samples": {"1": 95.5, "2": 94.25},
@@ -64,7 +64,7 @@ def test_every_figure_of_a_summary_is_on_the_page_with_its_error():
     for words in (
         "loss 101.23 ± 0.25",
         "plain 1.5",
-        "not finite -",
+        "count 5.00 ± 0.50",
         "nll 90.11 ± 0.50",
         "images 30",
         "kl -",
