@@ -16,7 +16,8 @@ Nothing in this folder knows a model.
 ``replacing`` and ``write_json`` write a file whole or not at all; ``RunError`` reports a run that cannot continue, and
 ``as_run_error`` turns another error into one. The private files are ``_feed`` (examples on the devices, or in chunks
 from the host), ``_hosts`` (several processes of one run), ``_signals`` (Ctrl-C, SIGTERM and time limits), ``_files``
-(writing files safely, ``metrics.jsonl`` among them), ``_charts`` (curves on the page) and ``_tensorboard``.
+(writing files safely, ``metrics.jsonl`` among them), ``_about`` and ``_charts`` (parts of the page) and
+``_tensorboard``.
 """
 
 from planar_vae_jax.runs._files import RunError, as_run_error, replacing, write_json

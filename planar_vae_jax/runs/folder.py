@@ -13,7 +13,6 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import filelock
 
 from planar_vae_jax.runs import _hosts, _signals, _tensorboard
+from planar_vae_jax.runs._about import command, facts, settings, shown_data, usage
 from planar_vae_jax.runs._files import RunError, finite, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.config import (
     LAYOUT,
@@ -38,14 +38,12 @@ from planar_vae_jax.runs.config import (
 )
 from planar_vae_jax.runs.console import say, warn
 from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
-from planar_vae_jax.runs.page import Picture, Setting, render
+from planar_vae_jax.runs.page import Picture, render
 from planar_vae_jax.statistics import Table
 
 # Files that mark a folder as a run's, or as the remains of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
 _PACKAGES = ("planar_vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
-# Flags of a command that are not part of the run.
-_OF_A_START = ("resume", "overwrite", "max_seconds", "eval_only", "checkpoint", "process_id")
 
 
 class RunFolder:
@@ -147,7 +145,22 @@ class RunFolder:
             last = self._lines[-1] if self._lines else {}
             _tensorboard.write_pictures(self.workdir, pictures, int(last.get("epoch", last.get("step", 0))))
         # Before the summary: every finished run has its page, and no page is older than the summary beside it.
-        page = self._page(json.loads(json.dumps(finite(summary))), tables, pictures)
+        seconds = summary.get("seconds")
+        page = render(
+            title=", ".join(dict.fromkeys([_expand(self._named).resolve().name, self.workdir.resolve().name])),
+            command=command(self.config, self._defaults),
+            usage=usage(self.config, self._named, self._description["data"], best=self._best),
+            settings=settings(self.config, self._defaults),
+            facts=facts(
+                {**self._description, **(self._stored or {})},
+                str(self.devices),
+                seconds if isinstance(seconds, float) else self.seconds(),
+            ),
+            summary=json.loads(json.dumps(finite(summary))),
+            tables=tables,
+            lines=self._lines,
+            pictures=pictures,
+        )
         with replacing(self.workdir / "report.html") as temporary:
             temporary.write_text(page, encoding="utf-8", errors="replace")
         write_json(self.workdir / "summary.json", summary)
@@ -197,53 +210,6 @@ class RunFolder:
     def _make_ready(self) -> None:
         _make(self.workdir, str(self.workdir))
         remove_unfinished(self.workdir)
-
-    # --- The page
-
-    def _page(self, summary: dict[str, Any], tables: Mapping[str, Sequence[Table]], pictures: list[Picture]) -> str:
-        described = {**(self._stored or self._description), "flags": self._description["flags"]}
-        fields = dataclasses.fields(self.config)
-        settings = [
-            Setting(
-                field.name,
-                described["flags"][field.name],
-                as_json(self._defaults.get(field.name, field.default)),
-                field.metadata["help"],
-            )
-            for field in fields
-        ]
-        program = _program(self.config)
-        flags = [
-            _argument(setting)
-            for field, setting in zip(fields, settings, strict=True)
-            if field.name not in _OF_A_START
-            and (setting.value != setting.default or (field.metadata["named"] and setting.value is not None))
-        ]
-        root = _expand(self._named)
-        name = root.resolve().name
-        if self.workdir != root:
-            name += f", {self.workdir.name}"  # figures of another checkpoint
-        seconds = summary.get("seconds")
-        data, time = described["data"], _duration(seconds if isinstance(seconds, float) else self.seconds())
-        return render(
-            title=name,
-            program=f"experiment {described['experiment']}, planar_vae_jax {described['versions']['planar_vae_jax']}",
-            lead=", ".join([*([str(data["name"])] if data else []), str(self.devices), time]),
-            command=[*program, *flags] if program else [],
-            facts=_facts(described, self.devices, time),
-            settings=settings,
-            summary=summary,
-            tables=tables,
-            lines=self._lines,
-            pictures=pictures,
-            usage=self._usage(data),
-        )
-
-    def _usage(self, data: dict[str, Any] | None) -> str:
-        """Returns Python code that loads the run."""
-        usage = self.config.usage or (_USAGE_OF_IMAGES if data and data.get("image_shape") else _USAGE)
-        usage = usage.replace("CHECKPOINT", "best" if self._best else "latest")
-        return usage.replace('"WORKDIR"', json.dumps(self._named)).replace("WORKDIR", shlex.quote(self._named))
 
     # --- For open_run
 
@@ -341,7 +307,7 @@ class RunFolder:
                 differences.append(f"--{field.name}: {shown(there)} there, {shown(here)} here")
         there, here = stored.get("data"), ours["data"]
         if there and here and (there["name"], there["crc32"]) != (here["name"], here["crc32"]):
-            differences.append(f"other data: {_shown_data(there)} there, {_shown_data(here)} here")
+            differences.append(f"other data: {shown_data(there)} there, {shown_data(here)} here")
         elif there and here and there.get("crc32_valid") != here.get("crc32_valid"):
             differences.append("other validation images")
         return differences
@@ -481,63 +447,6 @@ def _crc(*files: Path) -> int:
     for file in files:
         crc = zlib.crc32(file.read_bytes(), crc)
     return crc
-
-
-def _shown_data(data: dict[str, Any]) -> str:
-    return f"{data['name']} from {data['source']} (CRC-32 {data['crc32']:08x})"
-
-
-# --- What the page says
-
-_USAGE_OF_IMAGES = """\
-from planar_vae_jax import load_run
-
-run = load_run("WORKDIR", "CHECKPOINT", build=build)  # build(flags, image_shape) -> the module that was trained"""
-_USAGE = """\
-from pathlib import Path
-
-from planar_vae_jax.runs.checkpoints import read_checkpoint
-
-arrays = read_checkpoint(Path("WORKDIR") / "checkpoints", "CHECKPOINT").leaves  # by name"""
-
-
-def _facts(described: dict[str, Any], devices: Devices, time: str) -> dict[str, str]:
-    data, device = described["data"], described["device"]
-    facts = {"data": _shown_data(data)} if data else {}
-    if data and data.get("image_shape"):
-        facts["image shape"] = " x ".join(map(str, data["image_shape"]))
-    versions = (f"{name} {version}" for name, version in described["versions"].items() if version)
-    return facts | {
-        "device": f"{devices}, platform {device['platform']}, {device['cpus']} CPU cores",
-        "time": time,
-        "versions": ", ".join(versions),
-        "checksums of the code": ", ".join(f"{name} {crc:08x}" for name, crc in described.get("code", {}).items()),
-    }
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{hours} h" * (hours > 0), f"{minutes} min" * (hours + minutes > 0), f"{rest} s"]
-    return " ".join(part for part in parts if part)
-
-
-def _program(config: RunFlags) -> list[str]:
-    """Returns the words that start the program that defines the flags; none if they are defined in a notebook."""
-    name = type(config).__module__
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if file is None:
-        return []
-    if name == "__main__" and getattr(module, "__spec__", None) is not None:
-        name = module.__spec__.name  # type: ignore[union-attr]
-    return ["python", "-m", name] if "." in name else ["python", shlex.quote(Path(file).name)]
-
-
-def _argument(setting: Setting) -> str:
-    if isinstance(setting.value, bool):
-        return f"--{'' if setting.value else 'no'}{setting.name}"
-    return shlex.quote(f"--{setting.name}={shown(setting.value)}")
 
 
 # --- The folder in the file system

@@ -1,7 +1,7 @@
 """``report.html``, the page of a run: one file without scripts that needs nothing beside it.
 
-The page shows whatever a run hands it and knows no experiment: any ``summary.json`` becomes figures with their errors
-and tables, any ``metrics.jsonl`` becomes curves. ``RunFolder.finish`` writes it.
+The page knows no experiment: any ``summary.json`` becomes figures with their errors and tables, any ``metrics.jsonl``
+becomes curves. ``RunFolder.finish`` writes it.
 """
 
 import base64
@@ -58,8 +58,6 @@ class _Figures(NamedTuple):
 def render(
     *,
     title: str,
-    program: str,
-    lead: str,
     command: Sequence[str],
     facts: Mapping[str, Any],
     settings: Sequence[Setting],
@@ -73,10 +71,8 @@ def render(
 
     Args:
         title: the name of the run.
-        program: what made it, in a few words.
-        lead: the run in one line.
         command: the words of the command that repeats the run; none: unknown.
-        facts: more about the run, name -> text: data, device, time.
+        facts: more about the run, name -> text; its data, its device and its time stand at the top too.
         settings: every flag.
         summary: the content of ``summary.json``, as it is read. ``NAME_se`` is the standard error of ``NAME``.
         tables: tables that take the place of entries of the summary, by the entry's name.
@@ -100,6 +96,7 @@ def render(
     body = "".join(
         f'<section id="{address[name]}"><h2>{_text(name)}</h2>{content}</section>' for name, content in sections.items()
     )
+    lead = ", ".join(str(facts[name]) for name in ("data", "device", "time") if name in facts)
     ran = "".join(f"<span>{_text(word)}</span> " for word in command)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -114,9 +111,8 @@ def render(
 <body>
 <main>
 <header>
-<p class="note">{_text(program)}</p>
 <h1>{_text(title)}</h1>
-<p>{_text(lead)}</p>
+<p class="note">{_text(lead)}</p>
 {ran and f'<pre class="command"><code>{ran.strip()}</code></pre>'}
 <nav>{contents.strip()}</nav>
 </header>
@@ -332,8 +328,7 @@ main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1, h2, h3, p, dt, dd, figcaption { overflow-wrap: anywhere; }
 h1 { margin: 0 0 .5rem; font-size: clamp(1.5rem, 1.2rem + 1.6vw, 2.25rem); font-weight: 600; line-height: 1.2; }
 h2 { margin: 3rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--rule); font-size: 1.3rem; font-weight: 600; }
-header p { margin: 0 0 1.25rem; }
-header .note { margin: 0 0 .25rem; }
+header .note { margin-bottom: 1.25rem; }
 h3 { margin: 2rem 0 .5rem; max-width: 44rem; font-size: 1rem; font-weight: 600; }
 a { color: var(--line0); text-underline-offset: .15em; }
 :focus-visible { outline: 2px solid var(--line0); outline-offset: 2px; }
