@@ -29,7 +29,8 @@ import filelock
 
 from planar_vae_jax import __version__
 from planar_vae_jax.runs import _hosts, _signals, _tensorboard
-from planar_vae_jax.runs._files import RunError, read_json, remove_unfinished, replacing, sync, write_json
+from planar_vae_jax.runs._about import command, facts, settings, shown_data, usage
+from planar_vae_jax.runs._files import RunError, finite, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.config import (
     LAYOUT,
     RunFlags,
@@ -41,7 +42,7 @@ from planar_vae_jax.runs.config import (
 )
 from planar_vae_jax.runs.console import say, warn
 from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
-from planar_vae_jax.runs.page import Picture, Setting, render
+from planar_vae_jax.runs.page import Picture, render
 from planar_vae_jax.statistics import Table
 
 # Files that mark a folder as a run's, or as the remains of one.
@@ -146,12 +147,28 @@ class RunFolder:
             for name, title in self._titles.items()
             if name.endswith(".png")
         ]
-        if self.config.tensorboard:
+        if self.config.tensorboard and pictures:
             last = self._lines[-1] if self._lines else {}
             _tensorboard.write_pictures(self.workdir, pictures, int(last.get("epoch", last.get("step", 0))))
         # Before the summary: every finished run has its page, and no page is older than the summary beside it.
+        seconds = summary.get("seconds")
+        page = render(
+            title=", ".join(dict.fromkeys([_expand(self._named).resolve().name, self.workdir.resolve().name])),
+            command=command(self.config, self._defaults),
+            usage=usage(self.config, self._named, self._description["data"], best=self._best),
+            settings=settings(self.config, self._defaults),
+            facts=facts(
+                {**self._description, **(self._stored or {})},
+                str(self.devices),
+                seconds if isinstance(seconds, float) else self.seconds(),
+            ),
+            summary=json.loads(json.dumps(finite(summary))),
+            tables=tables,
+            lines=self._lines,
+            pictures=pictures,
+        )
         with replacing(self.workdir / "report.html") as temporary:
-            temporary.write_text(self._page(summary, tables, pictures), encoding="utf-8", errors="replace")
+            temporary.write_text(page, encoding="utf-8", errors="replace")
         write_json(self.workdir / "summary.json", summary)
 
     def summary(self) -> dict[str, Any]:
@@ -342,7 +359,7 @@ class RunFolder:
                 differences.append(f"--{field.name}: {shown(there)} there, {shown(here)} here")
         there, here = stored.get("data"), ours["data"]
         if there and here and (there["name"], there["crc32"]) != (here["name"], here["crc32"]):
-            differences.append(f"other data: {_shown_data(there)} there, {_shown_data(here)} here")
+            differences.append(f"other data: {shown_data(there)} there, {shown_data(here)} here")
         elif there and here and there.get("crc32_valid") != here.get("crc32_valid"):
             differences.append("other validation images")
         return differences
@@ -479,63 +496,6 @@ def _crc(*files: Path) -> int:
     for file in files:
         crc = zlib.crc32(file.read_bytes(), crc)
     return crc
-
-
-def _shown_data(data: dict[str, Any]) -> str:
-    return f"{data['name']} from {data['source']} (CRC-32 {data['crc32']:08x})"
-
-
-# --- What the page says
-
-_USAGE_OF_IMAGES = """\
-from planar_vae_jax import load_run
-
-run = load_run("WORKDIR", "CHECKPOINT", build=build)  # build(flags, image_shape) -> the module that was trained"""
-_USAGE = """\
-from pathlib import Path
-
-from planar_vae_jax.runs.checkpoints import read_checkpoint
-
-arrays = read_checkpoint(Path("WORKDIR") / "checkpoints", "CHECKPOINT").leaves  # by name"""
-
-
-def _facts(described: dict[str, Any], devices: Devices, time: str) -> dict[str, str]:
-    data, device = described["data"], described["device"]
-    facts = {"data": _shown_data(data)} if data else {}
-    if data and data.get("image_shape"):
-        facts["image shape"] = " x ".join(map(str, data["image_shape"]))
-    versions = (f"{name} {version}" for name, version in described["versions"].items() if version)
-    return facts | {
-        "device": f"{devices}, platform {device['platform']}, {device['cpus']} CPU cores",
-        "time": time,
-        "versions": ", ".join(versions),
-        "checksums of the code": ", ".join(f"{name} {crc:08x}" for name, crc in described.get("code", {}).items()),
-    }
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{hours} h" * (hours > 0), f"{minutes} min" * (hours + minutes > 0), f"{rest} s"]
-    return " ".join(part for part in parts if part)
-
-
-def _program(config: RunFlags) -> list[str]:
-    """Returns the words that start the program that defines the flags; none if they are defined in a notebook."""
-    name = type(config).__module__
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if file is None:
-        return []
-    if name == "__main__" and getattr(module, "__spec__", None) is not None:
-        name = module.__spec__.name  # type: ignore[union-attr]
-    return ["python", "-m", name] if "." in name else ["python", shlex.quote(Path(file).name)]
-
-
-def _argument(setting: Setting) -> str:
-    if isinstance(setting.value, bool):
-        return f"--{'' if setting.value else 'no'}{setting.name}"
-    return shlex.quote(f"--{setting.name}={shown(setting.value)}")
 
 
 # --- The folder in the file system

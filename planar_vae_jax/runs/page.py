@@ -1,7 +1,7 @@
 """``report.html``, the page of a run: one file without scripts that needs nothing beside it.
 
-The page shows whatever a run hands it and knows no experiment: any ``summary.json`` becomes figures with their errors
-and tables, any ``metrics.jsonl`` becomes curves. ``RunFolder.finish`` writes it.
+The page knows no experiment: any ``summary.json`` becomes figures with their errors and tables, any ``metrics.jsonl``
+becomes curves. ``RunFolder.finish`` writes it.
 """
 
 import base64
@@ -58,8 +58,6 @@ class _Figures(NamedTuple):
 def render(
     *,
     title: str,
-    program: str,
-    lead: str,
     command: Sequence[str],
     facts: Mapping[str, Any],
     settings: Sequence[Setting],
@@ -73,12 +71,10 @@ def render(
 
     Args:
         title: the name of the run.
-        program: what made it, in a few words.
-        lead: the run in one line.
         command: the words of the command that repeats the run; none: unknown.
-        facts: more about the run, name -> text: data, device, time.
+        facts: more about the run, name -> text; its data, its device and its time stand at the top too.
         settings: every flag.
-        summary: the content of ``summary.json``. A number has its standard error beside it as ``NAME_se``.
+        summary: the content of ``summary.json``, as it is read. ``NAME_se`` is the standard error of ``NAME``.
         tables: tables that take the place of entries of the summary, by the entry's name.
         lines: the lines of ``metrics.jsonl``, each with ``"epoch"`` or ``"step"``.
         pictures: in their order on the page.
@@ -100,6 +96,7 @@ def render(
     body = "".join(
         f'<section id="{address[name]}"><h2>{_text(name)}</h2>{content}</section>' for name, content in sections.items()
     )
+    lead = ", ".join(str(facts[name]) for name in ("data", "device", "time") if name in facts)
     ran = "".join(f"<span>{_text(word)}</span> " for word in command)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -114,9 +111,8 @@ def render(
 <body>
 <main>
 <header>
-<p class="note">{_text(program)}</p>
 <h1>{_text(title)}</h1>
-<p>{_text(lead)}</p>
+<p class="note">{_text(lead)}</p>
 {ran and f'<pre class="command"><code>{ran.strip()}</code></pre>'}
 <nav>{contents.strip()}</nav>
 </header>
@@ -155,20 +151,25 @@ def _sorted(
             groups.append(_Figures("", [], [_table(heading, dict(enumerate(value)))]))
         elif isinstance(value, Mapping):
             groups.append(_group(heading, value, summary.get(f"{name}_se")))
-        elif isinstance(value, float) and name not in known and not name.startswith("seconds"):
+        elif _is_figure(name, value, summary) and name not in known:
             own.numbers.append(_Figure(_words(name), _number(value, summary.get(f"{name}_se"))))
-        elif name not in known or known[name] != as_json(value):
+        elif name not in known or known[name] != value:
             facts[_words(name)] = _number(value)
     return facts, [own, *groups]
 
 
+def _is_figure(name: str, value: Any, summary: Mapping[str, Any]) -> bool:
+    return f"{name}_se" in summary or (isinstance(value, float) and not name.startswith("seconds"))
+
+
 def _is_rows(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, Mapping) for row in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def _without_errors(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the entries without standard errors, which are shown beside their figures."""
-    return {name: value for name, value in figures.items() if name.removesuffix("_se") not in figures.keys() - {name}}
+    errors = {f"{name}_se" for name in figures}
+    return {name: value for name, value in figures.items() if name not in errors}
 
 
 def _group(heading: str, figures: Mapping[str, Any], errors: Any) -> _Figures:
@@ -176,7 +177,7 @@ def _group(heading: str, figures: Mapping[str, Any], errors: Any) -> _Figures:
     errors = errors if isinstance(errors, Mapping) else {}
     numbers, columns = [], {}
     for name, value in _without_errors(figures).items():
-        if isinstance(value, list | tuple) and len(value) > 1:
+        if isinstance(value, list) and len(value) > 1:
             columns[_words(name)] = value
         else:
             numbers.append(_Figure(_words(name), _number(value, figures.get(f"{name}_se", errors.get(name)))))
@@ -197,9 +198,9 @@ def _table(title: str, rows: Mapping[Any, Mapping[str, Any]]) -> Table:
 
 def _number(value: Any, error: Any = None) -> str:
     """Returns a value of the summary as text: a number with its error, if it has one."""
-    if isinstance(value, float) or (value is None and error is not None):
+    if isinstance(error, int | float) or isinstance(value, float):
         return with_error(value, error)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         more = f", ... ({len(value)}; all in summary.json)" if len(value) > _LONGEST else ""
         return ", ".join(map(_number, value[:_LONGEST])) + more
     return "-" if value is None else str(value)
@@ -327,8 +328,7 @@ main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1, h2, h3, p, dt, dd, figcaption { overflow-wrap: anywhere; }
 h1 { margin: 0 0 .5rem; font-size: clamp(1.5rem, 1.2rem + 1.6vw, 2.25rem); font-weight: 600; line-height: 1.2; }
 h2 { margin: 3rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--rule); font-size: 1.3rem; font-weight: 600; }
-header p { margin: 0 0 1.25rem; }
-header .note { margin: 0 0 .25rem; }
+header .note { margin-bottom: 1.25rem; }
 h3 { margin: 2rem 0 .5rem; max-width: 44rem; font-size: 1rem; font-weight: 600; }
 a { color: var(--line0); text-underline-offset: .15em; }
 :focus-visible { outline: 2px solid var(--line0); outline-offset: 2px; }

@@ -1,6 +1,7 @@
 """The folder of a run: another run is refused in one line and leaves nothing; overwriting loses nothing."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -246,11 +247,13 @@ def test_the_page_shows_the_pictures_of_this_run_in_their_order(tmp_path):
             figure.suptitle(f"Picture {name}")
             run.save_figure(name, figure)
         run.trained([{"epoch": 1, "loss": 2.5}], best=True)
-        run.finish({"seconds": 1.0})
+        run.finish({"seconds": 1.0, "by": {1: {"loss": math.nan}}, "pair": (3, 8)})
     page = Page((tmp_path / "report.html").read_text())
     assert [image["alt"] for image in page.images] == ["Picture b.png", "Picture a.png"]
     assert [page.png(0), page.png(1)] == [(tmp_path / name).read_bytes() for name in ("b.png", "a.png")]
     assert "loss 2.5" in page.text
+    assert "pair 3, 8" in page.text
+    assert ["1", "-"] in page.rows
     assert f'read_checkpoint(Path("{tmp_path}") / "checkpoints", "best")' in page.text
 
 

@@ -1,7 +1,6 @@
 """The page of a run: all that it is given is on it, whatever its names; a browser shows it at any width."""
 
 import io
-import math
 import re
 
 import numpy as np
@@ -25,8 +24,6 @@ def png(width, height):
 def page(**given):
     content = {
         "title": "run",
-        "program": "experiment toy",
-        "lead": "a run",
         "command": ["python", "toy.py", "--seed=0"],
         "facts": {"device": "cpu"},
         "settings": [Setting("seed", 0, 0, "of all"), Setting("rate", 0.5, 0.1, "of learning")],
@@ -48,7 +45,8 @@ SUMMARY = {
     "loss": 101.234,
     "loss_se": 0.25,
     "plain": 1.5,
-    "not_finite": math.nan,
+    "count": 5,
+    "count_se": 0.5,
     "seconds": 12.5,
     "test": {"nll": 90.111, "nll_se": 0.5, "images": 30, "kl": None, "kl_se": None},
     "by_samples": {"1": 95.5, "2": 94.25},
@@ -64,7 +62,7 @@ def test_every_figure_of_a_summary_is_on_the_page_with_its_error():
     for words in (
         "loss 101.23 ± 0.25",
         "plain 1.5",
-        "not finite -",
+        "count 5.00 ± 0.50",
         "nll 90.11 ± 0.50",
         "images 30",
         "kl -",
@@ -93,8 +91,6 @@ def test_every_figure_of_a_summary_is_on_the_page_with_its_error():
 def test_flags_are_shown_once_and_those_that_differ_stand_out():
     html = render(
         title="run",
-        program="",
-        lead="",
         command=[],
         facts={},
         settings=[Setting("seed", 0, 0, "of all"), Setting("rate", 0.5, 0.1, "of learning")],
@@ -114,10 +110,8 @@ def test_flags_are_shown_once_and_those_that_differ_stand_out():
 def test_names_and_texts_are_escaped_wherever_they_stand():
     found = page(
         title=NASTY,
-        program=NASTY,
-        lead=NASTY,
         command=[NASTY],
-        facts={NASTY: NASTY, "link": Link(NASTY, "a&b/'<>")},
+        facts={NASTY: NASTY, "device": NASTY, "link": Link(NASTY, "a&b/'<>")},
         settings=[Setting(NASTY, NASTY, [NASTY], NASTY)],
         summary={NASTY: 1.5, "group": {NASTY: 2.5}, "table": {NASTY: {NASTY: 1}}, "replaced": 0},
         tables={"replaced": [Table(NASTY, [[NASTY, NASTY], [Link(NASTY, "x"), NASTY]])]},
@@ -205,7 +199,7 @@ def test_figures_of_several_splits_share_a_chart_and_lines_that_were_lost_are_le
         {"epoch": 3, "train_loss": 7.0, "train_loss_se": 0.5, "test_loss": 6.0, "kl": None, "seconds": 1},
     ]
     html = render(
-        title="", program="", lead="", command=[], facts={}, settings=[], summary={}, tables={}, pictures=[], usage="",
+        title="", command=[], facts={}, settings=[], summary={}, tables={}, pictures=[], usage="",
         lines=lines,
     )  # fmt: skip
     found = Page(html)
@@ -227,8 +221,6 @@ def widest(tmp_path_factory):
     file.write_text(
         render(
             title=long,
-            program=long,
-            lead=long,
             command=["python", "-m", long, f"--workdir=/{long}"],
             facts={long: long},
             settings=[Setting(long, long, long, long), Setting("rate", 0.1, 0.1, "of learning " * 30)],
