@@ -18,7 +18,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "planar_vae_jax"
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 4  # for links such as scaling.md#precision
 
 add_module_names = False
