@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax.data.streamed import Streamed, map_ahead
+from planar_vae_jax.keys import is_key
 from planar_vae_jax.statistics import mean_and_error, means_and_errors
 from planar_vae_jax.train import mesh as meshes
 from planar_vae_jax.vae import objectives
@@ -181,7 +182,7 @@ def map_batches(function: Callable[..., Any], arrays: tuple[jax.Array, ...], bat
 
 def _rows(array: jax.Array, index: jax.Array) -> jax.Array:
     """``array[index]``; of keys by their words, since JAX_DEBUG_KEY_REUSE takes rows of one array for one key."""
-    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if not is_key(array):
         return array[index]
     return jax.random.wrap_key_data(jax.random.key_data(array)[index], impl=jax.random.key_impl(array))
 

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from planar_vae_jax.keys import is_key
 from planar_vae_jax.runs import _hosts
 from planar_vae_jax.runs._files import RunError, sync_tree
 
@@ -524,7 +525,7 @@ def _pack(tree: Any) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
     leaves, entries = {}, {}
     for name, leaf in _named(tree).items():
         entry: dict[str, Any] = {}
-        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if is_key(leaf):
             entry["key"] = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
         if not hasattr(leaf, "dtype") or leaf.dtype.hasobject or leaf.dtype.kind in "US":

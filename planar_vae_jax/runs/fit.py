@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from planar_vae_jax.data.streamed import Streamed
+from planar_vae_jax.keys import is_key
 from planar_vae_jax.runs import _hosts, _signals
 from planar_vae_jax.runs._feed import feed
 from planar_vae_jax.runs._files import (
@@ -166,8 +167,7 @@ def fit(
 
 
 def _check_key(key: Any) -> None:
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not (typed and key.ndim <= 1):  # a raw key, an array of two words, would be taken for two seeds
+    if not (is_key(key) and key.ndim <= 1):  # a raw key, an array of two words, would be taken for two seeds
         raise ValueError(f"key must be made by jax.random.key, or be a vector of such keys; got {key!r}")
 
 

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from planar_vae_jax.keys import is_key
+
 AXIS = "data"
 
 
@@ -71,21 +73,17 @@ def varying_like(tree: Any, like: Any) -> Any:
     """
     if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
         return tree
-    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf) for leaf in jax.tree.leaves(like)]
+    leaves = [jax.random.key_data(leaf) if is_key(leaf) else jnp.asarray(leaf) for leaf in jax.tree.leaves(like)]
     firsts = [jax.lax.stop_gradient(leaf).ravel()[0].astype(jnp.float32) for leaf in leaves if leaf.size]
     mark = functools.reduce(jnp.add, firsts)
 
     def marked(leaf: Any) -> jax.Array:
-        if _is_key(leaf):
+        if is_key(leaf):
             return jax.random.wrap_key_data(marked(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         other = jnp.broadcast_to(mark.astype(jnp.result_type(leaf)), jnp.shape(leaf))
         return jax.lax.select_n(np.True_, other, jnp.asarray(leaf))  # always selects the leaf
 
     return jax.tree.map(marked, tree)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _constrain(array: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -106,7 +104,7 @@ def _put(leaf: Any, mesh: Mesh | None) -> jax.Array:
     sharding = NamedSharding(mesh, PartitionSpec())
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
-    if _is_key(leaf):
+    if is_key(leaf):
         return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), mesh), impl=jax.random.key_impl(leaf))
     array = np.asarray(leaf, jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
@@ -121,7 +119,7 @@ def stack(trees: Sequence[Any], mesh: Mesh | None) -> Any:
 
 
 def _stack(leaves: Sequence[Any], mesh: Mesh | None) -> jax.Array:
-    if _is_key(leaves[0]):
+    if is_key(leaves[0]):
         words = _stack([jax.random.key_data(leaf) for leaf in leaves], mesh)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaves[0]))
     array = np.stack([np.asarray(leaf) for leaf in leaves])

@@ -239,11 +239,9 @@ class VAE(nnx.Module):
             ValueError: for a size that is not a whole number in its range, an unknown name, or an amortised flow of no
                 layers.
         """
-        shape = checked_image_shape(image_shape)
-        options = _common(latent, flow_length, amortized, likelihood, posterior)
-        hidden = whole_number("hidden", hidden, 1)
-        options |= {"h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
-        return _mlp(rngs.params(), rngs.flow(), image_shape=shape, hidden=hidden, layers=layers, **options)
+        given = _common(image_shape, latent, flow_length, amortized, posterior, h, likelihood, precision, dtype)
+        sizes = (("hidden", whole_number("hidden", hidden, 1)), ("layers", layers))
+        return _build(rngs.params(), rngs.flow(), encoder=MLPEncoder, decoder=MLPDecoder, sizes=sizes, **given)
 
     @classmethod
     def conv(
@@ -265,10 +263,8 @@ class VAE(nnx.Module):
         Raises:
             ValueError: as :meth:`mlp`, and if H or W is not divisible by 4.
         """
-        shape = checked_image_shape(image_shape)
-        options = _common(latent, flow_length, amortized, likelihood, posterior)
-        options |= {"h": h, "precision": precision, "dtype": jnp.dtype(dtype)}
-        return _conv(rngs.params(), rngs.flow(), image_shape=shape, **options)
+        given = _common(image_shape, latent, flow_length, amortized, posterior, h, likelihood, precision, dtype)
+        return _build(rngs.params(), rngs.flow(), encoder=GatedEncoder, decoder=GatedDecoder, sizes=(), **given)
 
 
 def _check_parameters(name: str, part: Any) -> None:
@@ -290,9 +286,18 @@ def _check_parameters(name: str, part: Any) -> None:
 
 
 def _common(
-    latent: int, flow_length: int, amortized: bool, likelihood: str | Likelihood, posterior: str
+    image_shape: Sequence[int],
+    latent: int,
+    flow_length: int,
+    amortized: bool,
+    posterior: str,
+    h: str,
+    likelihood: str | Likelihood,
+    precision: str,
+    dtype: Any,
 ) -> dict[str, Any]:
     """Arguments that ``mlp`` and ``conv`` share, checked, as static arguments of a compiled function."""
+    shape = checked_image_shape(image_shape)
     if isinstance(likelihood, str):
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, or an object; got {likelihood!r}")
@@ -300,40 +305,36 @@ def _common(
     if posterior not in POSTERIORS:
         raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}; got {posterior!r}")
     return {
+        "image_shape": shape,
         "latent": whole_number("latent", latent, 1),
         "flow_length": whole_number("flow_length", flow_length, 0),
         "amortized": bool(amortized),
-        "likelihood": likelihood,
         "posterior": posterior,
+        "h": h,
+        "likelihood": likelihood,
+        "precision": precision,
+        "dtype": jnp.dtype(dtype),
     }
 
 
-_STATIC = ("image_shape", "latent", "flow_length", "amortized", "posterior", "h", "likelihood", "precision", "dtype")
+_STATIC = ("encoder", "decoder", "sizes", "image_shape", "latent", "flow_length", "amortized", "posterior", "h")
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "hidden", "layers"))
-def _mlp(
-    params_key: jax.Array, flow_key: jax.Array, *, image_shape: Any, hidden: int, layers: int, **given: Any
-) -> VAE:
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "likelihood", "precision", "dtype"))
+def _build(params_key: jax.Array, flow_key: jax.Array, *, encoder: Any, decoder: Any, sizes: Any, **given: Any) -> VAE:
+    """Draws the parameters of decoder, encoder and posterior, in this order.
+
+    Args:
+        encoder: the class of the encoder, and ``decoder`` that of the decoder.
+        sizes: pairs of names and numbers, arguments of both classes.
+        given: what :func:`_common` returns.
+    """
+    shape, latent, likelihood = given["image_shape"], given["latent"], given["likelihood"]
     rngs = nnx.Rngs(params=params_key, flow=flow_key)
     options = {"dtype": given["dtype"], "precision": given["precision"], "rngs": rngs}
-    head = given["likelihood"].head(image_shape, given["dtype"])
-    decoder = MLPDecoder(given["latent"], image_shape, head, hidden, layers=layers, **options)
-    encoder = MLPEncoder(image_shape, hidden, layers=layers, **options)
-    return _assembled(encoder, decoder, given, options)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _conv(params_key: jax.Array, flow_key: jax.Array, *, image_shape: Any, **given: Any) -> VAE:
-    rngs = nnx.Rngs(params=params_key, flow=flow_key)
-    options = {"dtype": given["dtype"], "precision": given["precision"], "rngs": rngs}
-    head = given["likelihood"].head(image_shape, given["dtype"])
-    decoder = GatedDecoder(given["latent"], image_shape, head, **options)
-    encoder = GatedEncoder(image_shape, **options)
-    return _assembled(encoder, decoder, given, options)
-
-
-def _assembled(encoder: Any, decoder: Any, given: dict[str, Any], options: dict[str, Any]) -> VAE:
-    sizes = encoder.features, given["latent"], given["flow_length"]
-    posterior = POSTERIORS[given["posterior"]](*sizes, amortized=given["amortized"], h=given["h"], **options)
-    return VAE(encoder, posterior, decoder, given["likelihood"])
+    decodes = decoder(latent, shape, likelihood.head(shape, given["dtype"]), **dict(sizes), **options)
+    encodes = encoder(shape, **dict(sizes), **options)
+    posterior = POSTERIORS[given["posterior"]](
+        encodes.features, latent, given["flow_length"], amortized=given["amortized"], h=given["h"], **options
+    )
+    return VAE(encodes, posterior, decodes, likelihood)

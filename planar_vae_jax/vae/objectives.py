@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from planar_vae_jax.flows.distribution import standard_normal_log_prob
+from planar_vae_jax.keys import is_key
 from planar_vae_jax.vae.binarization import binarize, check_binarization
 from planar_vae_jax.vae.likelihoods import Likelihood
 from planar_vae_jax.vae.model import Posterior
@@ -237,10 +238,9 @@ def typed_key(key: Keys) -> Key[Array, "..."]:
     Raises:
         ValueError: if it is neither.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if is_key(key):
         return key
-    if dtype != jnp.uint32 or not key.ndim:
+    if getattr(key, "dtype", None) != jnp.uint32 or not key.ndim:
         raise ValueError(f"key must be made by jax.random.key or jax.random.split; got {key!r}")
     return jax.random.wrap_key_data(key)
 
