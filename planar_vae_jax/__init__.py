@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from planar_vae_jax.vae.model import VAE
     from planar_vae_jax.vae.objectives import free_energy
 
+# A literal: setuptools reads it here without importing JAX.
+__version__ = "0.3.0"
+
 __all__ = [
     "VAE",
     "Planar",

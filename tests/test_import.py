@@ -1,13 +1,17 @@
 """The package's public names, and what importing it imports."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import planar_vae_jax
 from planar_vae_jax import flows
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ["flax", "optax", "orbax", "matplotlib", "absl", "scipy", "tensorflow_datasets"]
 
 
@@ -30,3 +34,12 @@ def test_each_public_name_is_there_and_explained(module):
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'planar_vae_jax' has no attribute 'planar_fow'"):
         planar_vae_jax.planar_fow  # noqa: B018
+
+
+def test_citation_and_changelog_are_of_the_version_that_the_package_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "planar_vae_jax.__version__"}
+    (citation,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    newest = re.search(r"^## \[(.*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert citation == newest[1] == planar_vae_jax.__version__

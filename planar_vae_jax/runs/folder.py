@@ -23,6 +23,7 @@ from typing import Any
 
 import filelock
 
+from planar_vae_jax import __version__
 from planar_vae_jax.runs import _hosts, _signals
 from planar_vae_jax.runs._files import RunError, read_json, remove_unfinished, replacing, sync, write_json
 from planar_vae_jax.runs.config import (
@@ -39,7 +40,7 @@ from planar_vae_jax.runs.devices import Devices, missing_accelerator, one_device
 
 # Files that mark a folder as a run's, or as the remains of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
-_PACKAGES = ("planar_vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 class RunFolder:
@@ -335,7 +336,11 @@ def _describe(config: RunFlags, experiment: str, data: dict[str, Any] | None, de
         "layout": LAYOUT,
         "experiment": experiment,
         "flags": {name: as_json(value) for name, value in dataclasses.asdict(config).items()},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "planar_vae_jax": __version__,
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
         "code": _code(config),
         "device": devices.describe(),
         "data": data,
@@ -353,13 +358,6 @@ def _in_common(description: dict[str, Any]) -> dict[str, Any]:
         "device": None,
         "data": data and [data["name"], data["crc32"], data.get("crc32_valid")],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # the package runs from a clone that is not installed
-        return None
 
 
 def _code(config: RunFlags) -> dict[str, int]:
