@@ -15,7 +15,6 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -48,8 +47,6 @@ from planar_vae_jax.statistics import Table
 # Files that mark a folder as a run's, or as the remains of one.
 _TRACES = ("config.json", "checkpoints", "metrics.jsonl", "summary.json")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
-# Flags of a command that are not part of the run.
-_OF_A_START = ("resume", "overwrite", "max_seconds", "eval_only", "checkpoint", "process_id")
 
 
 class RunFolder:
@@ -216,52 +213,6 @@ class RunFolder:
     def _make_ready(self) -> None:
         _make(self.workdir, str(self.workdir))
         remove_unfinished(self.workdir)
-
-    # --- The page
-
-    def _page(self, summary: dict[str, Any], tables: Mapping[str, Sequence[Table]], pictures: list[Picture]) -> str:
-        described = {**(self._stored or self._description), "flags": self._description["flags"]}
-        fields = dataclasses.fields(self.config)
-        settings = [
-            Setting(
-                field.name,
-                described["flags"][field.name],
-                as_json(self._defaults.get(field.name, field.default)),
-                field.metadata["help"],
-            )
-            for field in fields
-        ]
-        program = _program(self.config)
-        flags = [
-            _argument(setting)
-            for field, setting in zip(fields, settings, strict=True)
-            if field.name not in _OF_A_START
-            and (setting.value != setting.default or (field.metadata["named"] and setting.value is not None))
-        ]
-        root = _expand(self._named)
-        name = root.resolve().name
-        if self.workdir != root:
-            name += f", {self.workdir.name}"  # figures of another checkpoint
-        data, time = described["data"], _duration(summary.get("seconds", self.seconds()))
-        return render(
-            title=name,
-            program=f"experiment {described['experiment']}, planar_vae_jax {described['versions']['planar_vae_jax']}",
-            lead=", ".join([*([str(data["name"])] if data else []), str(self.devices), time]),
-            command=[*program, *flags] if program else [],
-            facts=_facts(described, self.devices, time),
-            settings=settings,
-            summary=summary,
-            tables=tables,
-            lines=self._lines,
-            pictures=pictures,
-            usage=self._usage(data),
-        )
-
-    def _usage(self, data: dict[str, Any] | None) -> str:
-        """Returns Python code that loads the run."""
-        usage = self.config.usage or (_USAGE_OF_IMAGES if data and data.get("image_shape") else _USAGE)
-        usage = usage.replace("CHECKPOINT", "best" if self._best else "latest")
-        return usage.replace('"WORKDIR"', json.dumps(self._named)).replace("WORKDIR", shlex.quote(self._named))
 
     # --- For open_run
 
