@@ -31,6 +31,8 @@ from planar_vae_jax import PlanarFlow, init_planar, plotting
 from planar_vae_jax.flows.distribution import first_layers, shown_layers
 from planar_vae_jax.flows.nonlinearities import NONLINEARITIES
 from planar_vae_jax.flows.targets import TARGETS, Target, get_target
+from planar_vae_jax.plotting.curves import kl_curve
+from planar_vae_jax.plotting.density import density_fit, layer_densities
 from planar_vae_jax.runs import RunError, as_run_error
 from planar_vae_jax.runs.config import RunFlags, UsageError, flag, parse_run
 from planar_vae_jax.runs.console import run_main, say
@@ -244,9 +246,9 @@ def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, s
     shown = shown_layers(flow_length, 6)
     layers = {k: jax.tree.map(np.asarray, _after(flow, grid, jnp.int32(k))) for k in shown}
     (base, _), (samples, density) = layers[0], layers[flow_length]
-    figure = plotting.density_fit(np.asarray(truth), base, samples, density, extent=target.extent, title=title)
+    figure = density_fit(np.asarray(truth), base, samples, density, extent=target.extent, title=title)
     run.save_figure("density.png", figure)
-    figure = plotting.layer_densities(
+    figure = layer_densities(
         {k: density for k, (_, density) in layers.items()},
         extent=target.extent,
         title=f"The base's density after k layers\n({setting})",
@@ -257,7 +259,7 @@ def draw_density(run: RunFolder, target: Target, flow: PlanarFlow, title: str, s
 def draw_loss(run: RunFolder, lines: list[dict[str, float]], setting: str) -> None:
     """Draws the KL against the steps, from the lines of metrics."""
     steps, kl = (np.array([line.get(name) for line in lines], np.float64) for name in ("step", "kl"))
-    run.save_figure("loss.png", plotting.kl_curve(steps, kl, title=f"KL(q || p) while learning ({setting})"))
+    run.save_figure("loss.png", kl_curve(steps, kl, title=f"KL(q || p) while learning ({setting})"))
 
 
 # The same arguments give the same object, so that runs in one process share their programs.

@@ -102,7 +102,7 @@ def main(argv: list[str], *, pictures: bool = True) -> None:
         over_all = min(len(rows), 2)  # the number of tables over all classes: means, and differences if there are any
         folder.save_text("table.md", f"# {title}\n\n{nats}\n\n{statistics.markdown(tables)}")
         published = report.comparable_to_published(vars(config), whole[0].name, whole[0].x_test.shape)
-        folder.save_figure("flow_length.png", report.against_length(rows, config.objective, title, published))
+        folder.save_figure("flow_length.png", report.compared_lengths(rows, config.objective, title, published))
         if config.each_class:
             draw_each_class(config, folder, images, title)
         facts = {name: first[name] for name in ("dataset", "source", "binarization", "nats_of")}

@@ -38,6 +38,7 @@ from planar_vae_jax.analysis.inference_gap import Settings, gap_of_images, summa
 from planar_vae_jax.data import DataError, Dataset, Pictures, load_images, read_images
 from planar_vae_jax.export import check_export, export_run
 from planar_vae_jax.load import NEARLY_BLACK, Build, Run
+from planar_vae_jax.plotting.images import image_grid, image_rows
 from planar_vae_jax.report import NO_KL, draw_interpolations
 from planar_vae_jax.runs import as_run_error, replacing, write_json
 from planar_vae_jax.runs.checkpoints import CheckpointError
@@ -274,7 +275,7 @@ def sample(run: Run, key: jax.Array, count: int, folder: Path) -> None:
     save_arrays(folder / f"{name}.npz", samples=drawn)
     columns = max(1, math.isqrt(min(count, 400)))
     title = f"Pixel means decoded from the prior{NO_KL * (run.config.get('objective') == 'reconstruction')}"
-    page = plotting.image_grid(drawn[:400], columns=columns, title=title)
+    page = image_grid(drawn[:400], columns=columns, title=title)
     save_figure(folder / f"{name}.png", page)
 
 
@@ -285,7 +286,7 @@ def reconstruct(run: Run, images: np.ndarray, folder: Path) -> None:
     save_arrays(folder / f"{name}.npz", images=images, reconstructions=decoded)
     rows = {"original": images[:PICTURED] / 255.0, "reconstruction": decoded[:PICTURED]}
     of = f" (the first {PICTURED} of {len(images)})" if len(images) > PICTURED else ""
-    save_figure(folder / f"{name}.png", plotting.image_rows(rows, title=f"Images and reconstructions{of}"))
+    save_figure(folder / f"{name}.png", image_rows(rows, title=f"Images and reconstructions{of}"))
 
 
 def interpolate(run: Run, data: Dataset, chosen: np.ndarray, folder: Path) -> None:

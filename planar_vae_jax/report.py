@@ -18,13 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from planar_vae_jax import plotting
 from planar_vae_jax.analysis import evaluation, latent
 from planar_vae_jax.analysis.evaluation import Figures, Images
 from planar_vae_jax.analysis.true_posterior import posterior_grid
 from planar_vae_jax.data import Dataset, examples
 from planar_vae_jax.data.streamed import Streamed
 from planar_vae_jax.flows.distribution import PlanarFlow
+from planar_vae_jax.plotting.curves import class_losses, loss_curves
+from planar_vae_jax.plotting.images import image_grid, image_rows
+from planar_vae_jax.plotting.latent import aggregate_histograms, aggregate_plane
+from planar_vae_jax.plotting.lengths import against_length
+from planar_vae_jax.plotting.posteriors import posterior_rows
 from planar_vae_jax.runs.console import print_table
 from planar_vae_jax.statistics import with_error
 from planar_vae_jax.vae.objectives import Model
@@ -242,13 +246,13 @@ def draw_images(
         "reconstruction": np.asarray(evaluation.reconstruct(model, test.take(chosen).pixels)),
     }
     heading = f"Test images and their reconstructions\n({title})"
-    save("reconstructions.png", plotting.image_rows(rows, title=heading, columns=captions))
+    save("reconstructions.png", image_rows(rows, title=heading, columns=captions))
     shape = data.x_test.shape[1:]
     samples = evaluation.sample_prior(model, shape, evaluation.fixed_key(), _PRIOR_PICTURES)
     heading = f"Pixel means decoded from the prior\n({title})"
     if objective == "reconstruction":
         heading += NO_KL
-    save("samples.png", plotting.image_grid(np.asarray(samples), columns=10, title=heading))
+    save("samples.png", image_grid(np.asarray(samples), columns=10, title=heading))
 
 
 def draw_losses(
@@ -272,12 +276,12 @@ def draw_losses(
             (split, "(before, then after each epoch)"),
         )
     }
-    figure = plotting.loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({title})", ylabel=trained)
+    figure = loss_curves(np.arange(len(lines) + 1), curves, title=f"Loss ({title})", ylabel=trained)
     save("loss.png", figure)
     if labels is not None:
         name = "squared_error" if objective == "reconstruction" else "free_energy"
         rows = results.by_class
-        figure = plotting.class_losses(
+        figure = class_losses(
             {key: row[name] for key, row in rows.items()},
             title=f"Test loss by class\n({title})",
             label=label,
@@ -338,7 +342,7 @@ def _posteriors(model: Model, pixels: Any, names: list[str], title: str) -> Figu
     if max(grids[0].layers):
         heading += "; at the right q_k(z|x) after k layers, on a larger square, each in a colour scale of its own"
     heading += f"\nwhite: p(z|x), around 50 and 95 % of its mass ({title})"
-    return plotting.posterior_rows(np.asarray(pixels) / 255.0, grids, title=heading, names=names)
+    return posterior_rows(np.asarray(pixels) / 255.0, grids, title=heading, names=names)
 
 
 def _interpolations(model: Model, posterior: Any, test: Images | Streamed, chosen: np.ndarray, title: str) -> Figure:
@@ -374,7 +378,7 @@ def draw_interpolations(model: Model, left: Any, right: Any, title: str) -> tupl
                     [first, *np.asarray(line[number]), last]
                 )
     captions = ["image", *(f"{t:g}" for t in np.linspace(0, 1, latent.STEPS)), "image"]
-    return plotting.image_rows(rows, title=title, columns=captions), lines
+    return image_rows(rows, title=title, columns=captions), lines
 
 
 def _traversals(
@@ -388,7 +392,7 @@ def _traversals(
         for dimension, pictures in zip(dimensions, moved, strict=True)
     }
     heading = f"A test image's code z_K with one coordinate moved; coordinates of the largest KL (nats)\n({title})"
-    return plotting.image_rows(rows, title=heading, columns=["image", *(f"{value:g}" for value in latent.VALUES)])
+    return image_rows(rows, title=heading, columns=["image", *(f"{value:g}" for value in latent.VALUES)])
 
 
 def _aggregate(z: np.ndarray, labels: np.ndarray | None, largest: np.ndarray, kl: np.ndarray, title: str) -> Figure:
@@ -400,11 +404,11 @@ def _aggregate(z: np.ndarray, labels: np.ndarray | None, largest: np.ndarray, kl
         f"{np.max(far.variance):.2f}: {far.nats:.2g} nats from the prior as independent normals\n({title})"
     )
     if z.shape[1] == 2:
-        return plotting.aggregate_plane(z, labels, title=heading)
+        return aggregate_plane(z, labels, title=heading)
     half = _COORDINATES // 2
     shown = np.concatenate([largest[:half], largest[half:][-half:]])
     names = {f"no. {d}, KL {kl[d]:.2g}, mean {far.mean[d]:.2f}, var. {far.variance[d]:.2f}": d for d in shown}
-    return plotting.aggregate_histograms({name: z[:, d] for name, d in names.items()}, title=heading)
+    return aggregate_histograms({name: z[:, d] for name, d in names.items()}, title=heading)
 
 
 # --- Pictures of a sweep over flow lengths
@@ -449,7 +453,7 @@ def comparable_to_published(flags: Mapping[str, Any], name: str, test_shape: tup
     return same and name == "binarized_mnist" and test_shape == (10_000, 28, 28)
 
 
-def against_length(rows: Sequence[Mapping[str, Any]], objective: str, title: str, published: bool) -> Figure:
+def compared_lengths(rows: Sequence[Mapping[str, Any]], objective: str, title: str, published: bool) -> Figure:
     """Draws free energy and NLL against K, or the squared error if that is the objective.
 
     Args:
@@ -461,7 +465,7 @@ def against_length(rows: Sequence[Mapping[str, Any]], objective: str, title: str
     names = ("squared_error",) if objective == "reconstruction" else ("free_energy", "nll")
     panels = {_PANELS[name]: [row[name] for row in rows] for name in names}
     beside = {_PANELS[name]: by_k for name, by_k in PUBLISHED.items()}
-    return plotting.against_length(
+    return against_length(
         [row["flows"] for row in rows],
         panels,
         title=f"What K buys\n({title})",
@@ -484,4 +488,4 @@ def each_class(models: Sequence[tuple[str, int, Dataset, Model, str]], title: st
         chosen.setdefault(f"{label}: original", images / 255.0)
         chosen[f"{label}: K = {flows}"] = np.asarray(evaluation.reconstruct(model, pixels))
     fewest = min(map(len, chosen.values()))
-    return plotting.image_rows({name: pictures[:fewest] for name, pictures in chosen.items()}, title=title)
+    return image_rows({name: pictures[:fewest] for name, pictures in chosen.items()}, title=title)

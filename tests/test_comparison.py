@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from planar_vae_jax import plotting
+from planar_vae_jax.plotting.lengths import against_length
 from planar_vae_jax.statistics import ONE_SEED, comma_separated, compare, markdown, pooled, tables
 
 # Four seeds that differ much among themselves; the second model is better by about 1 with each of them.
@@ -61,7 +61,7 @@ def test_figures_are_drawn_against_k_with_published_ones_beside():
     rows = compare({0: runs(FIRST), 5: runs(SECOND)}, ["loss"])
     panels = {"loss": [row["loss"] for row in rows], "other": [row["loss"] | {"std": None} for row in rows]}
     published = {"theirs": {"loss": {0: 95.0, 10: 94.0}}}
-    figure = plotting.against_length([0, 5], panels, title="$what K buys", published=published)
+    figure = against_length([0, 5], panels, title="$what K buys", published=published)
     left, right = figure.axes
     drawn = {line.get_label(): line for line in left.lines}
     assert drawn["theirs"].get_xydata().tolist() == [[0, 95.0], [10, 94.0]]

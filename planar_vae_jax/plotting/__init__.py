@@ -1,31 +1,19 @@
 """Figures from arrays: every function returns a matplotlib ``Figure``, ready for ``savefig``.
 
 The modules here import NumPy and matplotlib only: no model, no pyplot, no backend, no global state. Names and titles
-are drawn as they are given: a ``$`` starts no formula, and a character that the font lacks becomes ``?``.
+are drawn as they are given: a ``$`` starts no formula, and a character that the font lacks becomes ``?``. A caller
+imports a function from its file:
 
-Training:
-
-- ``loss_curves``: losses against epochs, with and without the first value.
-- ``class_losses``: the test loss of each class, with standard errors.
-- ``against_length``: results over seeds against the number of layers K, beside published ones.
-
-Images:
-
-- ``image_grid``: a grid of images.
-- ``image_rows``: named rows of images with captions.
-
-Densities on the plane:
-
-- ``density_fit``: a target, samples before and after the flow, and the flow's density.
-- ``layer_densities``: the density after the first k layers.
-- ``kl_curve``: a KL divergence against steps.
-
-The latent space:
-
-- ``posterior_rows``: the true posterior of each image beside q after k layers.
-- ``PosteriorPanels``: what ``posterior_rows`` reads of each image.
-- ``aggregate_plane``: codes on a latent plane, by class, beside the prior.
-- ``aggregate_histograms``: histograms of latent coordinates beside the prior.
+- ``curves``: ``loss_curves``, losses against epochs, with and without the first value; ``class_losses``, the test loss
+  of each class, with standard errors; ``kl_curve``, a KL divergence against steps.
+- ``lengths``: ``against_length``, results over seeds against the number of layers K, beside published ones.
+- ``images``: ``image_grid``, a grid of images; ``image_rows``, named rows of images with captions.
+- ``density``: ``density_fit``, a target, samples before and after the flow, and the flow's density;
+  ``layer_densities``, the density after the first k layers.
+- ``posteriors``: ``posterior_rows``, the true posterior of each image beside q after k layers; ``PosteriorPanels``,
+  what it reads of each image.
+- ``latent``: ``aggregate_plane``, codes on a latent plane, by class, beside the prior; ``aggregate_histograms``,
+  histograms of latent coordinates beside the prior.
 
 ``check_figures`` fails early where figures cannot be drawn.
 """
@@ -35,28 +23,9 @@ import io
 import numpy as np
 
 import planar_vae_jax.plotting._backend  # noqa: F401  first, as it imports matplotlib
-from planar_vae_jax.plotting._curves import class_losses, kl_curve, loss_curves
-from planar_vae_jax.plotting._density import density_fit, layer_densities
-from planar_vae_jax.plotting._images import image_grid, image_rows
-from planar_vae_jax.plotting._latent import aggregate_histograms, aggregate_plane
-from planar_vae_jax.plotting._lengths import against_length
-from planar_vae_jax.plotting._posteriors import PosteriorPanels, posterior_rows
+from planar_vae_jax.plotting.images import image_rows
 
-__all__ = [
-    "PosteriorPanels",
-    "against_length",
-    "aggregate_histograms",
-    "aggregate_plane",
-    "check_figures",
-    "class_losses",
-    "density_fit",
-    "image_grid",
-    "image_rows",
-    "kl_curve",
-    "layer_densities",
-    "loss_curves",
-    "posterior_rows",
-]
+__all__ = ["check_figures"]
 
 
 def check_figures() -> None:

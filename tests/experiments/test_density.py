@@ -15,8 +15,9 @@ from helpers import precision
 from html_pages import Page, missing
 
 from experiments import density
-from planar_vae_jax import Planar, PlanarFlow, plotting
+from planar_vae_jax import Planar, PlanarFlow
 from planar_vae_jax.flows.targets import TARGETS, get_target
+from planar_vae_jax.plotting.curves import kl_curve
 from planar_vae_jax.runs import _signals as signals
 from planar_vae_jax.runs._files import RunError
 from planar_vae_jax.runs.config import UsageError
@@ -219,7 +220,7 @@ def test_a_tempered_loss_weighs_the_energy_alone():
 
 
 def test_the_curve_is_drawn_where_estimates_are_below_zero():
-    figure = plotting.kl_curve(np.arange(1, 11), np.full(10, -0.1), title="")
+    figure = kl_curve(np.arange(1, 11), np.full(10, -0.1), title="")
     assert figure.axes[1].get_yscale() == "linear"
 
 

@@ -18,7 +18,7 @@ from image_runs import SHAPE, TRAIN, write_noise
 from scipy.stats import t as student_t
 
 from experiments import flow_length, mnist
-from planar_vae_jax import load_run, plotting, report
+from planar_vae_jax import load_run, report
 from planar_vae_jax.data import ArgumentError
 from planar_vae_jax.runs import _signals as signals
 from planar_vae_jax.runs import fit
@@ -199,9 +199,9 @@ def test_each_class_has_a_model_of_its_own(images, tmp_path):
 @pytest.mark.slow
 def test_the_page_shows_the_first_length_above_the_last_for_each_class(images, tmp_path, monkeypatch):
     drawn = {}
-    rows = plotting.image_rows
+    rows = report.image_rows
     monkeypatch.setattr(
-        plotting, "image_rows", lambda found, **rest: (drawn.update({rest["title"]: found}), rows(found, **rest))[1]
+        report, "image_rows", lambda found, **rest: (drawn.update({rest["title"]: found}), rows(found, **rest))[1]
     )
     flow_length.main(arguments(images, tmp_path, "--lengths=0,1,2", "--seeds=1", "--each_class"), pictures=False)
     (page,) = (found for title, found in drawn.items() if "model of their class" in title)

@@ -11,9 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from planar_vae_jax import plotting
 from planar_vae_jax.plotting import _text as text
-from planar_vae_jax.plotting._posteriors import mass_levels
+from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
+from planar_vae_jax.plotting.density import density_fit, layer_densities
+from planar_vae_jax.plotting.images import image_grid, image_rows
+from planar_vae_jax.plotting.latent import aggregate_histograms, aggregate_plane
+from planar_vae_jax.plotting.posteriors import _mass_levels, posterior_rows
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((10, 28, 28))
@@ -44,44 +47,44 @@ def posterior(flow_length):
 
 # kind of figure -> function of the title
 FIGURES = {
-    "rows": lambda title: plotting.image_rows({"original": IMAGES, "reconstruction": IMAGES}, title=title),
-    "rows with captions": lambda title: plotting.image_rows(
+    "rows": lambda title: image_rows({"original": IMAGES, "reconstruction": IMAGES}, title=title),
+    "rows with captions": lambda title: image_rows(
         {"original": IMAGES, "reconstruction": IMAGES}, title=title, columns=list("0123456789")
     ),
-    "two columns": lambda title: plotting.image_rows({"original": IMAGES[:2]}, title=title, columns=["3", "8"]),
-    "grid": lambda title: plotting.image_grid(IMAGES, columns=4, title=title),
-    "grid with subtitle": lambda title: plotting.image_grid(
+    "two columns": lambda title: image_rows({"original": IMAGES[:2]}, title=title, columns=["3", "8"]),
+    "grid": lambda title: image_grid(IMAGES, columns=4, title=title),
+    "grid with subtitle": lambda title: image_grid(
         IMAGES[:4], columns=2, title=title, subtitle="no KL was trained: samples from the prior mean little"
     ),
-    "long captions": lambda title: plotting.image_rows(
+    "long captions": lambda title: image_rows(
         {"a row with a long name": IMAGES}, title=title, columns=[str(10**9 + i) for i in range(10)]
     ),
-    "narrow images": lambda title: plotting.image_grid(IMAGES[:, :, :3], columns=5, title=title),
-    "colours": lambda title: plotting.image_rows({"original": RNG.random((10, 8, 8, 3))}, title=title),
-    "wide images": lambda title: plotting.image_grid(IMAGES[:, :3], columns=2, title=title),
-    "losses": lambda title: plotting.loss_curves(np.arange(3), CURVES, title=title, ylabel="free energy (nats)"),
-    "one epoch": lambda title: plotting.loss_curves(
+    "narrow images": lambda title: image_grid(IMAGES[:, :, :3], columns=5, title=title),
+    "colours": lambda title: image_rows({"original": RNG.random((10, 8, 8, 3))}, title=title),
+    "wide images": lambda title: image_grid(IMAGES[:, :3], columns=2, title=title),
+    "losses": lambda title: loss_curves(np.arange(3), CURVES, title=title, ylabel="free energy (nats)"),
+    "one epoch": lambda title: loss_curves(
         np.arange(2), {name: y[:2] for name, y in CURVES.items()}, title=title, ylabel="free energy (nats)"
     ),
-    "classes": lambda title: plotting.class_losses(
+    "classes": lambda title: class_losses(
         {"3": 98.5, "8": -12.25}, errors={"3": 0.71, "8": 1.44}, title=title, label="free energy (nats)"
     ),
-    "density": lambda title: plotting.density_fit(BELL, POINTS, 2 * POINTS, 1.1 * BELL, extent=3, title=title),
-    "layers": lambda title: plotting.layer_densities(dict.fromkeys(range(0, 18, 3), BELL), extent=3, title=title),
-    "a wide plane": lambda title: plotting.layer_densities({0: BELL}, extent=1e6, title=title),
-    "a small plane": lambda title: plotting.density_fit(BELL, POINTS, POINTS, BELL, extent=1e-3, title=title),
-    "two layers": lambda title: plotting.layer_densities({0: BELL, 1: BELL}, extent=12.5, title=title),
-    "posteriors": lambda title: plotting.posterior_rows(IMAGES[:2], [posterior(80)] * 2, title=title, names=["3", "8"]),
-    "posteriors without a flow": lambda title: plotting.posterior_rows(IMAGES[:1, :9], [posterior(0)], title=title),
-    "aggregate": lambda title: plotting.aggregate_plane(POINTS, np.arange(50) % 12, title=title),
-    "aggregate without labels": lambda title: plotting.aggregate_plane(1e3 * POINTS, None, title=title),
-    "aggregate of many classes": lambda title: plotting.aggregate_plane(POINTS, np.arange(50), title=title),
-    "histograms": lambda title: plotting.aggregate_histograms(
+    "density": lambda title: density_fit(BELL, POINTS, 2 * POINTS, 1.1 * BELL, extent=3, title=title),
+    "layers": lambda title: layer_densities(dict.fromkeys(range(0, 18, 3), BELL), extent=3, title=title),
+    "a wide plane": lambda title: layer_densities({0: BELL}, extent=1e6, title=title),
+    "a small plane": lambda title: density_fit(BELL, POINTS, POINTS, BELL, extent=1e-3, title=title),
+    "two layers": lambda title: layer_densities({0: BELL, 1: BELL}, extent=12.5, title=title),
+    "posteriors": lambda title: posterior_rows(IMAGES[:2], [posterior(80)] * 2, title=title, names=["3", "8"]),
+    "posteriors without a flow": lambda title: posterior_rows(IMAGES[:1, :9], [posterior(0)], title=title),
+    "aggregate": lambda title: aggregate_plane(POINTS, np.arange(50) % 12, title=title),
+    "aggregate without labels": lambda title: aggregate_plane(1e3 * POINTS, None, title=title),
+    "aggregate of many classes": lambda title: aggregate_plane(POINTS, np.arange(50), title=title),
+    "histograms": lambda title: aggregate_histograms(
         {f"no. {d}, KL 1.2, mean -0.03, var. 1.02": POINTS[:, 0] for d in range(8)}, title=title
     ),
-    "one histogram": lambda title: plotting.aggregate_histograms({"$z_1$": 100 * POINTS[:, 0]}, title=title),
-    "kl": lambda title: plotting.kl_curve(np.arange(15, 1515, 15), np.geomspace(1, 1e-3, 100), title=title),
-    "kl, three steps": lambda title: plotting.kl_curve(np.arange(1, 4), np.array([0.3, 0.2, 0.1]), title=title),
+    "one histogram": lambda title: aggregate_histograms({"$z_1$": 100 * POINTS[:, 0]}, title=title),
+    "kl": lambda title: kl_curve(np.arange(15, 1515, 15), np.geomspace(1, 1e-3, 100), title=title),
+    "kl, three steps": lambda title: kl_curve(np.arange(1, 4), np.array([0.3, 0.2, 0.1]), title=title),
 }
 TITLES = {
     "one line": "title",
@@ -152,13 +155,13 @@ def test_panels_are_squares_of_one_size(kind):
 @pytest.mark.parametrize("name", ["a$x$_b", "$", r"\frac{a}{b}$$", "a^2_{i}", "100 % <b>&amp;</b>", "été ∑ Ω ß"])
 def test_a_name_is_shown_as_it_is(name):
     """pytest turns warnings into errors, so a warning of a missing glyph would fail this test."""
-    figure = plotting.loss_curves(np.arange(3), {name: np.arange(3.0)}, title=f"Loss ({name})", ylabel="loss")
+    figure = loss_curves(np.arange(3), {name: np.arange(3.0)}, title=f"Loss ({name})", ylabel="loss")
     shown = {artist.get_text(): artist for artist in texts_of(figure)}
     for wanted in (name, f"Loss ({name})"):
         assert not shown[wanted].get_parse_math()
-    figure = plotting.image_rows({name: IMAGES}, columns=[name], title=name)
+    figure = image_rows({name: IMAGES}, columns=[name], title=name)
     assert [artist.get_text() for artist in texts_of(figure)].count(name) == 3
-    figure = plotting.class_losses({name: 1.0}, title="title", label="loss")
+    figure = class_losses({name: 1.0}, title="title", label="loss")
     assert name in [artist.get_text() for artist in texts_of(figure)]
 
 
@@ -172,9 +175,9 @@ def test_a_name_is_shown_as_it_is(name):
     ],
 )
 def test_what_cannot_be_drawn_is_replaced(name, shown):
-    figure = plotting.image_grid(IMAGES, columns=5, title=name, subtitle=name)
+    figure = image_grid(IMAGES, columns=5, title=name, subtitle=name)
     assert [artist.get_text() for artist in texts_of(figure)] == [f"{shown}\n{shown}"]
-    figure = plotting.aggregate_plane(POINTS, np.array([name] * len(POINTS)), title="title")
+    figure = aggregate_plane(POINTS, np.array([name] * len(POINTS)), title="title")
     assert shown in [artist.get_text() for artist in texts_of(figure)]
 
 
@@ -201,7 +204,7 @@ def test_wrapping_breaks_at_blanks_first():
 
 
 def test_images_lie_row_after_row():
-    figure = plotting.image_grid(IMAGES[:5], columns=3, title="")
+    figure = image_grid(IMAGES[:5], columns=3, title="")
     canvas = figure.axes[0].images[0].get_array()
     assert canvas.shape == (2 * 30 - 2, 3 * 30 - 2)
     for i, image in enumerate(IMAGES[:5]):
@@ -213,7 +216,7 @@ def test_images_lie_row_after_row():
 
 def test_images_in_colour_keep_their_colours():
     images = RNG.random((3, 6, 4, 3))
-    (picture,) = plotting.image_grid(images, columns=2, title="title").axes[0].images
+    (picture,) = image_grid(images, columns=2, title="title").axes[0].images
     canvas = np.asarray(picture.get_array())
     np.testing.assert_array_equal(canvas[:6, 5:9], images[1])
     np.testing.assert_array_equal(canvas[7:, :4], images[2])
@@ -231,7 +234,7 @@ def test_loss_curves_with_and_without_the_first_value():
 
 
 def test_bars_have_standard_errors():
-    figure = plotting.class_losses(
+    figure = class_losses(
         {"3": 98.571, "8": 95.74, "9": 90.0}, errors={"3": 0.71, "8": 1.44, "9": np.nan}, title="t", label="loss"
     )
     shown = [artist.get_text() for artist in texts_of(figure)]
@@ -239,13 +242,11 @@ def test_bars_have_standard_errors():
         assert wanted in shown
     (lines,) = figure.axes[0].collections
     np.testing.assert_allclose(np.array(lines.get_segments()[0])[:, 0], [98.571 - 0.71, 98.571 + 0.71])
-    assert "loss" in [
-        artist.get_text() for artist in texts_of(plotting.class_losses({"3": 1.0}, title="t", label="loss"))
-    ]
+    assert "loss" in [artist.get_text() for artist in texts_of(class_losses({"3": 1.0}, title="t", label="loss"))]
 
 
 def test_density_fit_names_the_share_of_samples_outside():
-    figure = plotting.density_fit(BELL, POINTS, np.full((50, 2), 4.0), 1.1 * BELL, extent=3, title="title")
+    figure = density_fit(BELL, POINTS, np.full((50, 2), 4.0), 1.1 * BELL, extent=3, title="title")
     assert "transformed samples (100.0% outside)" in [axes.get_title() for axes in figure.axes]
     assert [axes.images[0].get_clim()[1] for axes in figure.axes if axes.images] == [BELL.max()] * 2  # one scale
     colours = [axes.collections[0].get_array() for axes in figure.axes[1:3]]
@@ -253,7 +254,7 @@ def test_density_fit_names_the_share_of_samples_outside():
 
 
 def test_kl_below_zero_is_left_out_of_the_logarithm():
-    left, right = plotting.kl_curve(np.arange(1, 4), np.array([0.3, -0.1, 0.2]), title="title").axes
+    left, right = kl_curve(np.arange(1, 4), np.array([0.3, -0.1, 0.2]), title="title").axes
     np.testing.assert_array_equal(left.lines[0].get_ydata(), [0.3, -0.1, 0.2])
     np.testing.assert_array_equal(right.lines[0].get_ydata(), [0.3, np.nan, 0.2])
     assert right.get_yscale() == "log"
@@ -262,5 +263,5 @@ def test_kl_below_zero_is_left_out_of_the_logarithm():
 def test_contours_hold_their_mass():
     axis = np.linspace(-6.0, 6.0, 601)
     bell = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2))
-    np.testing.assert_allclose(mass_levels(bell, (0.5, 0.95)), [0.05, 0.5], rtol=0.01)
-    assert mass_levels(np.eye(1), (0.5, 0.95)) == []
+    np.testing.assert_allclose(_mass_levels(bell, (0.5, 0.95)), [0.05, 0.5], rtol=0.01)
+    assert _mass_levels(np.eye(1), (0.5, 0.95)) == []

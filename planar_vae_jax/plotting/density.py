@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from planar_vae_jax.plotting._layout import axes_at, set_title
 
 # Inches around a panel, for tick labels and axis labels, and at the top for the panel's title.
-LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.2, 0.55, 0.35
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.55, 0.35
 
 
 def density_fit(
@@ -40,7 +40,7 @@ def density_fit(
     picture = _density(panels[0], target, extent, top, "target density")
     _density(panels[3], density, extent, top, "flow's density")
     clipped = "max" if np.max(density) > top else "neither"
-    scale = axes_at(figure, figure.get_figwidth() - 0.9, BOTTOM, 0.12, 3.0)
+    scale = axes_at(figure, figure.get_figwidth() - 0.9, _BOTTOM, 0.12, 3.0)
     bar = figure.colorbar(picture, cax=scale, extend=clipped)
     bar.set_label("density (both panels)")
     colours = _directions(base)
@@ -66,10 +66,10 @@ def layer_densities(densities: Mapping[int, np.ndarray], *, extent: float, title
 
 def _panels(count: int, side: float, title: str, right: float = 0.0) -> tuple[Figure, list[Axes]]:
     """Returns a figure with ``count`` square panels of ``side`` inches in a row, and ``right`` inches of free space."""
-    pitch = LEFT + side + RIGHT
-    figure = Figure(figsize=(count * pitch + right, BOTTOM + side + TOP), dpi=120)
+    pitch = _LEFT + side + _RIGHT
+    figure = Figure(figsize=(count * pitch + right, _BOTTOM + side + _TOP), dpi=120)
     set_title(figure, title)
-    return figure, [axes_at(figure, i * pitch + LEFT, BOTTOM, side, side) for i in range(count)]
+    return figure, [axes_at(figure, i * pitch + _LEFT, _BOTTOM, side, side) for i in range(count)]
 
 
 def _directions(points: np.ndarray) -> np.ndarray:

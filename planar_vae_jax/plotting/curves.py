@@ -12,7 +12,7 @@ from planar_vae_jax.plotting._layout import set_title
 from planar_vae_jax.plotting._text import VERBATIM, drawable
 from planar_vae_jax.statistics import with_error
 
-TALLEST = 100.0  # inches, the greatest height of the bars of all classes
+_TALLEST = 100.0  # inches, the greatest height of the bars of all classes
 
 
 def loss_curves(epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: str, ylabel: str) -> Figure:
@@ -52,7 +52,7 @@ def class_losses(
         errors: class -> standard error of that mean; not finite where it is unknown, as for a single image.
     """
     deviations = [(errors or {}).get(name, math.nan) for name in losses]
-    figure = Figure(figsize=(7, min(TALLEST, 0.32 * len(losses)) + 0.8), layout="constrained", dpi=120)
+    figure = Figure(figsize=(7, min(_TALLEST, 0.32 * len(losses)) + 0.8), layout="constrained", dpi=120)
     set_title(figure, title, size=10)
     axes = figure.subplots()
     places, values = range(len(losses)), list(losses.values())

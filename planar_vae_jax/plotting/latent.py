@@ -12,9 +12,9 @@ from planar_vae_jax.plotting._layout import axes_at, set_title
 from planar_vae_jax.plotting._text import VERBATIM, drawable
 
 # Inches: the side of a panel, tick labels to its left and below, its title above, the legend to its right.
-PANEL, LEFT, BOTTOM, TOP, LEGEND, RIGHT = 4.0, 0.8, 0.5, 0.35, 0.9, 0.15
-LISTED = 20  # with more classes than this there is no legend
-POINTS = 10_000  # codes that are drawn at most
+_PANEL, _LEFT, _BOTTOM, _TOP, _LEGEND, _RIGHT = 4.0, 0.8, 0.5, 0.35, 0.9, 0.15
+_LISTED = 20  # with more classes than this there is no legend
+_POINTS = 10_000  # codes that are drawn at most
 
 
 def aggregate_plane(z: np.ndarray, labels: np.ndarray | None, *, title: str) -> Figure:
@@ -25,17 +25,17 @@ def aggregate_plane(z: np.ndarray, labels: np.ndarray | None, *, title: str) -> 
         labels: ``[N]``, the class of each code, or None.
         title: above both panels.
     """
-    legend = LEGEND if labels is not None and len(np.unique(labels)) <= LISTED else RIGHT
-    width = LEFT + PANEL + legend + LEFT + PANEL + RIGHT
-    figure = Figure(figsize=(width, BOTTOM + PANEL + TOP), dpi=120)
+    legend = _LEGEND if labels is not None and len(np.unique(labels)) <= _LISTED else _RIGHT
+    width = _LEFT + _PANEL + legend + _LEFT + _PANEL + _RIGHT
+    figure = Figure(figsize=(width, _BOTTOM + _PANEL + _TOP), dpi=120)
     set_title(figure, title, size=10)
     half = 1.05 * max(3.2, float(np.quantile(np.abs(z), 0.999)))
-    axes = axes_at(figure, LEFT, BOTTOM, PANEL, PANEL)
-    rows = np.linspace(0, len(z) - 1, min(len(z), POINTS)).astype(int)
+    axes = axes_at(figure, _LEFT, _BOTTOM, _PANEL, _PANEL)
+    rows = np.linspace(0, len(z) - 1, min(len(z), _POINTS)).astype(int)
     _scatter(axes, z[rows], None if labels is None else labels[rows], half)
     shown = "codes" if labels is None else "codes by class"
     _plane(axes, half, f"{shown}; dashed: 1, 2, 3 standard deviations of the prior", "0.3")
-    axes = axes_at(figure, LEFT + PANEL + legend + LEFT, BOTTOM, PANEL, PANEL)
+    axes = axes_at(figure, _LEFT + _PANEL + legend + _LEFT, _BOTTOM, _PANEL, _PANEL)
     edges = np.linspace(-half, half, int(np.clip(np.sqrt(len(z)), 10, 80)) + 1)
     axes.hist2d(z[:, 0], z[:, 1], bins=edges, cmap="viridis")
     _plane(axes, half, "density of the codes", "white")
@@ -50,7 +50,7 @@ def _scatter(axes: Axes, z: np.ndarray, labels: np.ndarray | None, half: float) 
     classes, index = np.unique(labels, return_inverse=True)
     colour = _colours(len(classes))
     axes.scatter(z[:, 0], z[:, 1], color=colour[index], s=size, linewidths=0, alpha=0.7)
-    if len(classes) > LISTED:
+    if len(classes) > _LISTED:
         return
     dots = [Line2D([], [], marker="o", linestyle="", color=tuple(one)) for one in colour]
     names = [drawable(str(label)) for label in classes]

@@ -10,9 +10,9 @@ from planar_vae_jax.plotting._layout import axes_at, set_title
 from planar_vae_jax.plotting._text import VERBATIM, drawable, points_wide
 
 # Inches: the height of an image, the greatest width of all images; the margin around them, the space for captions.
-TILE, WIDEST = 0.75, 24.0
-MARGIN, CAPTIONS = 0.1, 0.25
-SIZE = 9  # points, the font size of names and captions
+_TILE, _WIDEST = 0.75, 24.0
+_MARGIN, _CAPTIONS = 0.1, 0.25
+_SIZE = 9  # points, the font size of names and captions
 
 
 def image_rows(rows: Mapping[str, np.ndarray], *, title: str, columns: Sequence[str] = ()) -> Figure:
@@ -27,10 +27,10 @@ def image_rows(rows: Mapping[str, np.ndarray], *, title: str, columns: Sequence[
     count = len(images) // len(rows)
     names, captions = [drawable(name) for name in rows], [drawable(caption) for caption in columns]
     left = 0.2 + _widest(names) / 72
-    figure, axes, (height, width) = _tiles(images, count, title, left=left, above=CAPTIONS if columns else MARGIN)
-    axes.set_yticks([height * (line + 0.5) for line in range(len(rows))], names, fontsize=SIZE, **VERBATIM)
+    figure, axes, (height, width) = _tiles(images, count, title, left=left, above=_CAPTIONS if columns else _MARGIN)
+    axes.set_yticks([height * (line + 0.5) for line in range(len(rows))], names, fontsize=_SIZE, **VERBATIM)
     room = 0.9 * 72 * figure.get_figwidth() * axes.get_position().width / count
-    size = SIZE * min(1.0, room / max(1.0, _widest(captions)))
+    size = _SIZE * min(1.0, room / max(1.0, _widest(captions)))
     axes.set_xticks([width * (column + 0.5) for column in range(len(columns))], captions, fontsize=size, **VERBATIM)
     return figure
 
@@ -44,12 +44,12 @@ def image_grid(images: np.ndarray, *, columns: int, title: str, subtitle: str = 
         title: above the grid.
         subtitle: a remark on the line below the title.
     """
-    return _tiles(images, columns, f"{title}\n{subtitle}".rstrip("\n"), left=MARGIN, above=MARGIN)[0]
+    return _tiles(images, columns, f"{title}\n{subtitle}".rstrip("\n"), left=_MARGIN, above=_MARGIN)[0]
 
 
 def _widest(texts: Iterable[str]) -> float:
     """The width of the widest text, in points."""
-    return max((points_wide(text, SIZE) for text in texts), default=0.0)
+    return max((points_wide(text, _SIZE) for text in texts), default=0.0)
 
 
 def _tiles(
@@ -63,12 +63,12 @@ def _tiles(
     border = max(1, images.shape[1] // 14)
     height, width = images.shape[1] + border, images.shape[2] + border
     canvas = _canvas(images, columns, border)[:-border, :-border]
-    inches = min(TILE / height, WIDEST / canvas.shape[1])  # the side of a pixel
+    inches = min(_TILE / height, _WIDEST / canvas.shape[1])  # the side of a pixel
     high, wide = inches * canvas.shape[0], inches * canvas.shape[1]
-    across = max(4.5, left + wide + MARGIN)
-    figure = Figure(figsize=(across, MARGIN + high + above), dpi=120)
+    across = max(4.5, left + wide + _MARGIN)
+    figure = Figure(figsize=(across, _MARGIN + high + above), dpi=120)
     set_title(figure, title, size=10)
-    axes = axes_at(figure, left + (across - left - MARGIN - wide) / 2, MARGIN, wide, high)
+    axes = axes_at(figure, left + (across - left - _MARGIN - wide) / 2, _MARGIN, wide, high)
     # One unit of the axes is one pixel of the images, at any resolution of the file.
     axes.imshow(canvas, cmap="gray", vmin=0.0, vmax=1.0, extent=(0, canvas.shape[1], canvas.shape[0], 0), aspect="auto")
     axes.set(xticks=[], yticks=[])

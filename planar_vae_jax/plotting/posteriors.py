@@ -13,8 +13,8 @@ from planar_vae_jax.plotting._layout import axes_at, set_title
 from planar_vae_jax.plotting._text import VERBATIM, drawable
 
 # Inches: a panel, the image, tick labels to the left of a group of panels and below it, titles above, gaps.
-PANEL, IMAGE, LEFT, BOTTOM, TOP, GAP = 1.75, 0.9, 0.5, 0.26, 0.28, 0.12
-MASSES = (0.5, 0.95)  # shares of the true posterior's mass that its two contours enclose
+_PANEL, _IMAGE, _LEFT, _BOTTOM, _TOP, _GAP = 1.75, 0.9, 0.5, 0.26, 0.28, 0.12
+_MASSES = (0.5, 0.95)  # shares of the true posterior's mass that its two contours enclose
 
 Square = tuple[float, float, float, float]  # left, right, bottom, top
 
@@ -63,20 +63,20 @@ def posterior_rows(
         names: of the images, drawn above them; may be empty.
     """
     layers = len(panels[0].layers) if len(panels[0].layers) > 1 else 0  # without a flow, q_K is the only density
-    pitch, groups = BOTTOM + PANEL + TOP, 1 + (layers > 0)
-    width = GAP + IMAGE + groups * (LEFT - GAP) + (2 + layers) * (PANEL + GAP) + GAP
+    pitch, groups = _BOTTOM + _PANEL + _TOP, 1 + (layers > 0)
+    width = _GAP + _IMAGE + groups * (_LEFT - _GAP) + (2 + layers) * (_PANEL + _GAP) + _GAP
     figure = Figure(figsize=(width, pitch * len(images)), dpi=110)
     set_title(figure, title, size=10)
     for row, (image, densities) in enumerate(zip(images, panels, strict=True)):
-        bottom = (len(images) - 1 - row) * pitch + BOTTOM
+        bottom = (len(images) - 1 - row) * pitch + _BOTTOM
         _image(figure, bottom, image, names[row] if names else "")
         _row(figure, bottom, densities, layers > 0)
     return figure
 
 
 def _image(figure: Figure, bottom: float, image: np.ndarray, name: str) -> None:
-    height, width = np.array(image.shape[:2]) * IMAGE / max(image.shape[:2])
-    axes = axes_at(figure, GAP + (IMAGE - width) / 2, bottom + (PANEL - height) / 2, width, height)
+    height, width = np.array(image.shape[:2]) * _IMAGE / max(image.shape[:2])
+    axes = axes_at(figure, _GAP + (_IMAGE - width) / 2, bottom + (_PANEL - height) / 2, width, height)
     axes.imshow(image, cmap="gray", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set(xticks=[], yticks=[])
     axes.set_title(drawable(name), fontsize=9, **VERBATIM)
@@ -85,16 +85,16 @@ def _image(figure: Figure, bottom: float, image: np.ndarray, name: str) -> None:
 def _row(figure: Figure, bottom: float, densities: PosteriorPanels, with_layers: bool) -> None:
     flow_length = max(densities.layers)
     near, top = densities.near, float(np.max(densities.truth))
-    left = GAP + IMAGE + LEFT
-    axes = axes_at(figure, left, bottom, PANEL, PANEL)
+    left = _GAP + _IMAGE + _LEFT
+    axes = axes_at(figure, left, bottom, _PANEL, _PANEL)
     _panel(axes, densities.truth, densities, near, top, "$p(z|x)$", first=True)
-    axes = axes_at(figure, left + PANEL + GAP, bottom, PANEL, PANEL)
+    axes = axes_at(figure, left + _PANEL + _GAP, bottom, _PANEL, _PANEL)
     _panel(axes, densities.approximation, densities, near, top, _name(densities, flow_length), first=False)
     if not with_layers:
         return
-    left += 2 * (PANEL + GAP) + LEFT - GAP
+    left += 2 * (_PANEL + _GAP) + _LEFT - _GAP
     for number, (k, density) in enumerate(densities.layers.items()):
-        axes = axes_at(figure, left + number * (PANEL + GAP), bottom, PANEL, PANEL)
+        axes = axes_at(figure, left + number * (_PANEL + _GAP), bottom, _PANEL, _PANEL)
         top = float(np.max(density))
         _panel(axes, density, densities, densities.far, top, _name(densities, k), first=number == 0)
         x, right, y, upper = near
@@ -116,7 +116,7 @@ def _panel(
     first: bool,
 ) -> None:
     axes.imshow(density, origin="lower", extent=square, vmin=0.0, vmax=top, cmap="viridis")
-    if levels := mass_levels(densities.truth, MASSES):
+    if levels := _mass_levels(densities.truth, _MASSES):
         axes.contour(densities.truth, levels, origin="lower", extent=densities.near, colors="white", linewidths=0.7)
     axes.set_title(name, fontsize=9)
     axes.set(xlim=square[:2], ylim=square[2:], xticks=_ticks(*square[:2]), yticks=_ticks(*square[2:]))
@@ -129,7 +129,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [tick for tick in MaxNLocator(nbins=4).tick_values(low, high) if low + room <= tick <= high - room]
 
 
-def mass_levels(density: np.ndarray, masses: Sequence[float]) -> list[float]:
+def _mass_levels(density: np.ndarray, masses: Sequence[float]) -> list[float]:
     """Returns, for each share of mass, the height above which a density ``[N, N]`` holds that share.
 
     The heights are in ascending order; equal ones, zero and the maximum are left out, as no contour has that height.
