@@ -69,7 +69,23 @@ def train_own_experiment(page):
     own.train(config, own.load_dataset(config.dataset))
 
 
-PREPARED = {"README.md": train_by_the_first_command, "experiment.md": train_own_experiment}
+def export_a_model(page):
+    """The files of ``--export``."""
+    from flax import nnx
+
+    from planar_vae_jax import VAE
+    from planar_vae_jax.export import export_run
+    from planar_vae_jax.load import Run
+
+    model = VAE.mlp((28, 28), latent=2, hidden=8, flow_length=2, rngs=nnx.Rngs(0))
+    export_run(Run({"nll_samples": 2}, model, 0, "dynamic"), ".")
+
+
+PREPARED = {
+    "README.md": train_by_the_first_command,
+    "experiment.md": train_own_experiment,
+    "experiments.md": export_a_model,
+}
 
 
 def begin(namespace):

@@ -52,7 +52,7 @@ def export_run(run: Run, folder: str | os.PathLike[str], samples: int | None = N
         samples: importance samples of the NLL; default: those of the run (its flag ``nll_samples``), or 128.
 
     Returns:
-        The paths of the functions by name: ``encoder``, ``decoder``, ``free_energy`` and ``nll``.
+        ``{name: path}`` of ``encoder``, ``decoder``, ``free_energy`` and ``nll``.
 
     Raises:
         ImportError: if flatbuffers is not installed.

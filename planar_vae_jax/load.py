@@ -38,7 +38,7 @@ Build = Callable[[Mapping[str, Any], tuple[int, ...]], Model]  # (flags, image_s
 NEARLY_BLACK = "uint8 images are 0 to 255, and these are 0 and 1; multiply them by 255 if 1 was meant as white"
 _SLACK = 1e-6  # how far rounding may carry black and white out of 0..1
 _BUFFER = 1000  # pictures that a compiled program has room for
-_AT_ONCE = 20  # images at a time: a CPU takes no longer for all images than with 1000, and one image costs as much
+_AT_ONCE = 20  # images at a time; a single one costs as much
 _SAMPLES = 128  # importance samples at a time
 
 
@@ -134,7 +134,7 @@ class Run:
         """Returns the pictures on a straight line from each image of ``left`` to that of ``right``.
 
         ``[N, steps, H, W]`` each; ``base``: on the line in the space of z_0; ``code``: in that of z_K
-        (:func:`planar_vae_jax.analysis.latent.interpolate`). Both begin and end at the reconstructions.
+        (:func:`planar_vae_jax.analysis.interpolate`). Both begin and end at the reconstructions.
 
         Raises:
             ValueError: also if there are not as many images at the left as at the right.

@@ -1,6 +1,5 @@
 """Exported models: the figures of the run that they are of, README.txt as it stands, and folders left by mistakes."""
 
-import os
 import re
 import subprocess
 import sys
@@ -141,35 +140,41 @@ def test_without_flatbuffers_the_extra_is_named(tmp_path, monkeypatch):
 
 
 ALONE = """
-import importlib.util, sys
+import importlib.util
 import numpy
 assert not any(map(importlib.util.find_spec, ("planar_vae_jax", "flax", "optax", "orbax")))
 given = numpy.load("given.npz")
 for number, program in enumerate(open("programs.txt").read().split("---")):
-    lines = program.strip().splitlines()
-    exec("\\n".join(lines[:3]))
-    images, key, z = (given[name] for name in ("images", "key", "z"))
-    exec(lines[4])
-    numpy.save(f"found{number}.npy", [codes, pictures, nats, nats][number] if number else codes)
+    *load, _, call = program.strip().splitlines()
+    space = dict(given)
+    exec("\\n".join([*load, call]), space)
+    result = call.split(" = ")[0].split(", ")[-1]
+    numpy.save(f"found{number}.npy", space[result])
 """
 
 
-@pytest.mark.slow
-def test_they_run_where_neither_this_package_nor_flax_is_installed(exported, tmp_path):
-    """In an environment of jax and flatbuffers alone, by the lines of README.txt."""
-    run, _, folder = exported
-    venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    command = [python, "-m", "pip", "install", "-q", f"jax=={jax.__version__}", "flatbuffers"]
-    installed = subprocess.run(command, capture_output=True, text=True, env=clean)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The Python of an environment of jax and flatbuffers alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    command = [python, "-I", "-m", "pip", "install", "-q", f"jax=={jax.__version__}", "flatbuffers"]
+    installed = subprocess.run(command, capture_output=True, text=True)
     if installed.returncode:
         pytest.skip(f"pip cannot install jax and flatbuffers here: {installed.stderr.strip()[-300:]}")
+    return python
+
+
+@pytest.mark.slow
+def test_they_run_where_neither_this_package_nor_flax_is_installed(exported, alone):
+    """By the lines of README.txt, with images, keys and codes of ours."""
+    run, _, folder = exported
     images = images_of(run, 3)
     expected = figures(run, images)
     np.savez(folder / "given.npz", images=images, key=jax.random.key_data(KEY), z=expected["encoder"])
     (folder / "programs.txt").write_text("---\n".join(blocks(folder)))
-    subprocess.run([python, "-I", "-c", ALONE], check=True, cwd=folder, env=clean)
+    subprocess.run([alone, "-I", "-c", ALONE], check=True, cwd=folder)
     for number, (name, values) in enumerate(expected.items()):
         found = np.load(folder / f"found{number}.npy")
         np.testing.assert_allclose(found, values, rtol=2e-5, atol=2e-5, err_msg=name)
