@@ -324,7 +324,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1, h2, h3, p, dt, dd, figcaption { overflow-wrap: anywhere; }
 h1 { margin: 0 0 .5rem; font-size: clamp(1.5rem, 1.2rem + 1.6vw, 2.25rem); font-weight: 600; line-height: 1.2; }
 h2 { margin: 3rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--rule); font-size: 1.3rem; font-weight: 600; }
@@ -342,9 +342,10 @@ pre { margin: 0; padding: .75rem 1rem; border-radius: .375rem; background: var(-
 dl { margin: 0; }
 dt { color: var(--soft); font-size: .875rem; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(10.5rem, 100%), 1fr));
-  gap: .75rem 1.5rem; }
-.numbers dd { font-size: 1.125rem; }
+.numbers { display: flex; flex-wrap: wrap; gap: .75rem 1.5rem; }
+.numbers > div { min-width: 8rem; max-width: 100%; }
+.numbers dd { font-size: 1.0625rem; overflow-wrap: anywhere; }
+.note + .numbers { margin-top: 1rem; }
 .facts { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr); gap: .25rem 1.5rem; }
 .scroll { max-height: 32rem; overflow: auto; border-bottom: 1px solid var(--rule); }
 .tables { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 2rem; }
