@@ -76,7 +76,7 @@ def log_determinant():
         shown = np.ma.masked_where(~np.isfinite(values), values)
         extent = (a[0] * 1e3, a[-1] * 1e3, p[0], p[-1])
         image = axes.imshow(shown, origin="lower", extent=extent, aspect="auto", vmin=-40, vmax=0, interpolation="none")
-        image.cmap.set_bad(THIRD)
+        axes.set_facecolor(THIRD)  # of pixels that are masked
         axes.set(xlabel="a, in thousandths", title=title)
     figure.axes[0].set_ylabel("w.u")
     figure.colorbar(image, ax=figure.axes, label="log-determinant in nats, float32")
