@@ -2,6 +2,7 @@
 
 Commands:
     ``flows``            value and gradient of K planar layers, against FlowJAX, normflows, Pyro and PyTorch
+    ``guides``           variational guides of NumPyro: negative ELBO, and NUTS in their noise (quality, not speed alone)
     ``epoch``            a training step of the VAE, against PyTorch and against its matrix products alone
     ``time_to_quality``  seconds of training until a test free energy is reached, against PyTorch
     ``accelerator``      flows and training steps on a GPU or TPU, beside the limits of the device
