@@ -12,7 +12,19 @@ from matplotlib.figure import Figure
 from planar_vae_jax.runs import replacing, write_json
 from planar_vae_jax.runs.config import UsageError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "flowjax", "equinox", "normflows", "pyro-ppl", "torch", "schedulefree")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpyro",
+    "flowjax",
+    "equinox",
+    "normflows",
+    "pyro-ppl",
+    "torch",
+    "schedulefree",
+)
 
 
 class Results:
