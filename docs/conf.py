@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.nodes import make_refnode
 
 project = "planar_vae_jax"
@@ -23,12 +25,21 @@ myst_heading_anchors = 4  # for links such as scaling.md#precision
 
 add_module_names = False
 autodoc_default_options = {"member-order": "bysource"}
+autodoc_mock_imports = ["distrax", "equinox", "flowjax", "numpyro", "paramax"]  # of planar_vae_jax.clients
 autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # docstrings say shapes, which types do not
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 nitpicky = True
 
+
+def sentences(docstring, *_):
+    """The lines of a section Returns, which hold no type: napoleon takes all that stands before a colon for one."""
+    return [("", "", docstring._dedent(docstring._consume_to_next_section()))]
+
+
+GoogleDocstring._consume_returns_section = sentences
+GoogleDocstring._parse_attribute_docstring = lambda docstring: docstring._consume_to_end()  # of a property too
 
 # Files outside of this folder that are pages of the site; those in docs/ only link to them.
 PAGES = {
@@ -83,12 +94,22 @@ def describe_field(app, what, name, obj, options, lines):
         lines += [one.metadata["help"] for one in dataclasses.fields(owner) if one.name == field and one.metadata]
 
 
+def sign(app, what, name, obj, options, signature, annotation):
+    """Gives a class the signature that it has, where a base class that is mocked hides it."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        own = inspect.signature(obj.__init__)
+        own = own.replace(parameters=list(own.parameters.values())[1:])
+        return stringify_signature(own, show_annotation=False, show_return_annotation=False), annotation
+    return None
+
+
 def public_place(env, name):
     """The full name and the page of what docstrings and pages call ``flows.planar.init_planar`` or ``init_planar``."""
     path = name.split(".")
     for start in range(len(path)):
         found = env.get_domain("py").find_obj(env, "", "", ".".join(path[start:]), None, searchmode=1)
-        places = [(full, place) for full, place in found if not place.aliased]
+        members = ("method", "property", "attribute") if start == len(path) - 1 else ()
+        places = [(full, place) for full, place in found if not place.aliased and place.objtype not in members]
         if len(places) == 1:
             return places[0]
     return None
@@ -116,6 +137,7 @@ def link_names(app, doctree, docname):
 
 def setup(app):
     app.connect("source-read", read_page)
+    app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-process-docstring", describe_field)
     app.connect("missing-reference", find_public_name)
     app.connect("doctree-resolved", link_names)

@@ -1,5 +1,7 @@
 """A trained model as files that run where neither this package nor Flax is installed.
 
+::
+
     export_run(run, "exported")     # four functions, each with its parameters, and a README.txt
 
 The files are functions saved by ``jax.export`` for any number of images, for CPUs, CUDA GPUs and TPUs. README.txt says
