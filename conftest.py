@@ -88,6 +88,19 @@ PREPARED = {
 }
 
 
+def check_readme(namespace):
+    """What README's comments promise of the arrays, and that what is trained learns; of the blocks that were run."""
+    shapes = {"zK": (1000, 2), "pictures": (8, 28, 28), "nats": (8,), "codes": (8, 2)}
+    for name in shapes.keys() & namespace.keys():
+        assert namespace[name].shape == shapes[name], name
+    if "info" in namespace:
+        losses = namespace["info"].loss
+        assert losses[-1].mean() < losses[0].mean()
+
+
+CHECKED = {"README.md": check_readme}
+
+
 def begin(namespace):
     """JAX as users have it, where tests are stricter; an empty folder, on Python's path."""
     import jax
@@ -106,7 +119,8 @@ def begin(namespace):
 
 
 def end(namespace):
-    namespace["_stack"].close()
+    with namespace["_stack"]:
+        CHECKED.get(Path(namespace["__file__"]).name, lambda namespace: None)(namespace)
 
 
 pytest_collect_file = Sybil(
