@@ -141,6 +141,7 @@ def test_the_factorised_start_has_the_moments_of_q(flow):
     assert gap._is_factorised(normal)
 
 
+@pytest.mark.slow
 def test_a_vaes_images_are_independent_of_each_other():
     model = drawn((5, 4), hidden=6, latent=3, flow_length=2, amortized=True, posterior="full")
     pixels = 255 * np.random.default_rng(0).integers(0, 2, (7, 5, 4), np.uint8)

@@ -114,6 +114,7 @@ def test_time_to_quality_names_a_wrong_flag(argument, digits, tmp_path):
         time_to_quality.main([f"--dataset={digits}", argument, f"--workdir={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_accelerator(digits, tmp_path, capsys, traced_once):
     sizes = ("--cases=3x2x2", "--parameters=shared", "--flows=5", "--prng=threefry2x32", "--seeds=2", "--steps=2")
     times = ("--seconds=0.001", "--rounds=1", f"--dataset={digits}", f"--data_dir={digits.parent}")

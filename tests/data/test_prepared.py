@@ -114,6 +114,7 @@ def test_tfrecord_is_told_and_passed_over(prepared, tmp_path):
     assert f"{path} is tfrecord, which TFDS reads with TensorFlow only" in error_of("mnist", tmp_path)
 
 
+@pytest.mark.slow
 def test_prepared_needs_neither_tensorflow_nor_importlib_resources(prepared):
     script = f"""if True:
         import sys

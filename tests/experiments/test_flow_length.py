@@ -178,6 +178,7 @@ def test_a_finished_sweep_says_so_and_more_lengths_and_seeds_go_on_with_what_the
         flow_length.main(arguments(images, tmp_path, "--amortized", "--latent=3"), pictures=False)
 
 
+@pytest.mark.slow
 def test_each_class_has_a_model_of_its_own(images, tmp_path):
     flags = ("--lengths=2", "--seeds=2", "--amortized", "--each_class", "--classes=0,2")
     flow_length.main(arguments(images, tmp_path, *flags), pictures=False)

@@ -50,6 +50,7 @@ def assert_bits_per_dim(summary, dims):
     assert 0.0 < summary["test"]["bits_per_dim"] < 12.0
 
 
+@pytest.mark.slow
 def test_a_density_says_that_it_is_one(images, tmp_path):
     summary = run(images, tmp_path, "--likelihood=gaussian", "--posterior=full", "--amortized")
     assert "density" in summary["nats_of"]

@@ -86,7 +86,7 @@ def stopped_after(calls, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("mnist", ("--epochs=2",)),
+        pytest.param("mnist", ("--epochs=2",), marks=pytest.mark.slow),
         ("density", ("--learn_base", "--anneal_steps=100")),
     ],
 )

@@ -36,7 +36,7 @@ def nested(method, modes, argnum):
         ((REVERSE, REVERSE), "b z0"),
         ((FORWARD, REVERSE), "z0"),
         ((FORWARD, FORWARD), "b"),
-        ((REVERSE, REVERSE, REVERSE), "z0"),
+        pytest.param((REVERSE, REVERSE, REVERSE), "z0", marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(mode.__name__ for mode in value),
 )

@@ -54,6 +54,7 @@ def test_a_backend_that_is_not_installed_does_not_matter():
     assert run_with_backend(backend).startswith(backend)  # the environment is unchanged
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_installed_stays():
     assert run_with_backend("svg") == "svg svg"
 

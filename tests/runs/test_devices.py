@@ -88,6 +88,7 @@ def test_a_wrong_number_of_devices_is_refused_with_the_nearest(runs):
     assert not (folder / "3").exists()
 
 
+@pytest.mark.slow
 def test_seeds_over_two_devices_are_those_seeds_alone_and_can_be_resumed(tmp_path):
     assert "all the same 4" in run("device_seeds", tmp_path)
 

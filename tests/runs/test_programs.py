@@ -25,6 +25,7 @@ def programs(tmp_path):
 
 
 @pytest.mark.usefixtures("one_step_at_a_time")
+@pytest.mark.slow
 def test_a_run_of_the_same_shapes_compiles_nothing(tmp_path, programs):
     kept = []
     for seed, epochs, answers in ((0, 3, 6), (1, 4, 9)):
@@ -38,6 +39,7 @@ def test_a_run_of_the_same_shapes_compiles_nothing(tmp_path, programs):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts memory maps, as Linux does")
+@pytest.mark.slow
 def test_runs_with_many_learning_rates_release_their_programs(tmp_path):
     """A program takes memory maps, of which Linux allows a process 65,530."""
     maps = []
