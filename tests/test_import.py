@@ -13,10 +13,11 @@ from planar_vae_jax import flows
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ["flax", "optax", "orbax", "matplotlib", "absl", "scipy", "jaxtyping", "tensorflow_datasets", "tqdm"]
+HEAVY += ["numpyro", "flowjax", "equinox", "distrax", "blackjax"]
 
 
-def test_importing_the_package_imports_nothing_but_jax_and_the_flows():
-    program = "import jax, sys; before = set(sys.modules); import planar_vae_jax; print(*(set(sys.modules) - before))"
+def test_importing_the_package_and_its_clients_imports_nothing_but_jax_and_the_flows():
+    program = "import jax, sys; before = set(sys.modules); import planar_vae_jax.clients; print(*(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = {name.split(".")[0] for name in run.stdout.split()}
     assert "planar_vae_jax" in imported
