@@ -17,7 +17,8 @@ HEAVY += ["numpyro", "flowjax", "equinox", "distrax", "blackjax"]
 
 
 def test_importing_the_package_and_its_clients_imports_nothing_but_jax_and_the_flows():
-    program = "import jax, sys; before = set(sys.modules); import planar_vae_jax.clients; print(*(set(sys.modules) - before))"
+    imports = "import planar_vae_jax, planar_vae_jax.clients"
+    program = f"import jax, sys; before = set(sys.modules); {imports}; print(*(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = {name.split(".")[0] for name in run.stdout.split()}
     assert "planar_vae_jax" in imported
