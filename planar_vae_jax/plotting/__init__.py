@@ -20,6 +20,10 @@ Densities on the plane:
 - ``layer_densities``: the density after the first k layers.
 - ``kl_curve``: a KL divergence against steps.
 
+Densities on more dimensions:
+
+- ``point_pairs``: points and samples in pairs of dimensions.
+
 The latent space:
 
 - ``posterior_rows``: the true posterior of each image beside q after k layers.
@@ -40,6 +44,7 @@ from planar_vae_jax.plotting._density import density_fit, layer_densities
 from planar_vae_jax.plotting._images import image_grid, image_rows
 from planar_vae_jax.plotting._latent import aggregate_histograms, aggregate_plane
 from planar_vae_jax.plotting._lengths import against_length
+from planar_vae_jax.plotting._pairs import point_pairs
 from planar_vae_jax.plotting._posteriors import PosteriorPanels, posterior_rows
 
 __all__ = [
@@ -55,6 +60,7 @@ __all__ = [
     "kl_curve",
     "layer_densities",
     "loss_curves",
+    "point_pairs",
     "posterior_rows",
 ]
 

@@ -21,6 +21,7 @@ def density_fit(
     *,
     extent: float,
     title: str,
+    heading: str = "target density",
 ) -> Figure:
     """Draws the target, samples of the base, the same samples transformed, and the flow's density (figure 2).
 
@@ -28,16 +29,18 @@ def density_fit(
     direction from the mean of the base; its transformed sample has the same colour.
 
     Args:
-        target: ``[N, N]``, a normalised density on ``[-extent, extent]^2``; rows are z2, from bottom to top.
+        target: ``[N, N]``, a normalised density on ``[-extent, extent]^2``, or a histogram; rows are z2, from bottom to
+            top.
         base: ``[S, 2]``, samples of the base distribution.
         samples: ``[S, 2]``, ``base`` transformed by the flow.
-        density: ``[N, N]``, the flow's density on the same grid as ``target``.
+        density: ``[M, M]``, the flow's density on the same square.
         extent: half the side of the square that is shown.
         title: above all panels.
+        heading: of the panel of ``target``.
     """
     figure, panels = _panels(4, 3.0, title, right=0.9)
     top = float(np.max(target))
-    picture = _density(panels[0], target, extent, top, "target density")
+    picture = _density(panels[0], target, extent, top, heading)
     _density(panels[3], density, extent, top, "flow's density")
     clipped = "max" if np.max(density) > top else "neither"
     scale = axes_at(figure, figure.get_figwidth() - 0.9, BOTTOM, 0.12, 3.0)
