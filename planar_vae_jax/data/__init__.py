@@ -20,6 +20,12 @@ A data set (dataset.py):
 - ``dataset_identity``: checksums that tell one data set from another.
 - ``examples``, ``is_binary``: test images to show; whether all pixels are 0 or 255.
 
+Points ``[N, D]`` that a density is fitted to (points.py):
+
+- ``Points``: train, validation and test split, and the scale by which they are standardised.
+- ``read_points``: those of FILE.npy.
+- ``split_points``, ``assemble_points``: those in memory.
+
 Other images, and errors:
 
 - ``read_images``: images that a user has in FILE.npz or in pictures, as ``Pictures`` (images.py).
@@ -39,6 +45,7 @@ from planar_vae_jax.data.dataset import (
     select_classes,
 )
 from planar_vae_jax.data.images import Pictures, read_images
+from planar_vae_jax.data.points import Points, assemble_points, read_points, split_points
 from planar_vae_jax.data.sources import DATASETS, choose_images, load_dataset, load_images
 
 __all__ = [
@@ -47,7 +54,9 @@ __all__ = [
     "DataError",
     "Dataset",
     "Pictures",
+    "Points",
     "assemble",
+    "assemble_points",
     "choose_images",
     "dataset_identity",
     "examples",
@@ -56,5 +65,7 @@ __all__ = [
     "load_dataset",
     "load_images",
     "read_images",
+    "read_points",
     "select_classes",
+    "split_points",
 ]

@@ -24,7 +24,9 @@
 ``check_nonlinearity``         Raises a ValueError unless a name is in the table.
 
 ``targets``                    Densities on the plane that a flow is fitted to.
-``TARGETS``                    Their names.
+``TARGETS``                    The names of those that are known up to a constant.
+``POINT_TARGETS``              The names of those that are known by points.
+``draw_points``                Draws points ``[N, 2]``.
 ``Target``                     An unnormalised log-density, its normaliser, and the square in which it is plotted.
 ``get_target``                 The target of a name.
 =============================  =========================================================================================
@@ -52,10 +54,11 @@ from planar_vae_jax.flows.planar import (
     planar_to_constrained,
     planar_trajectory,
 )
-from planar_vae_jax.flows.targets import TARGETS, Target, get_target
+from planar_vae_jax.flows.targets import POINT_TARGETS, TARGETS, Target, draw_points, get_target
 
 __all__ = [
     "NONLINEARITIES",
+    "POINT_TARGETS",
     "TARGETS",
     "Nonlinearity",
     "Planar",
@@ -64,6 +67,7 @@ __all__ = [
     "Target",
     "bernoulli_log_prob",
     "check_nonlinearity",
+    "draw_points",
     "first_layers",
     "get_target",
     "init_planar",

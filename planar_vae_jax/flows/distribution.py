@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -376,14 +376,22 @@ def _affine_array(name: str, value: Any, u: jax.Array, axes: int = 1) -> jax.Arr
     return array.astype(dtype)
 
 
-def first_layers(flow: PlanarFlow, k: jax.Array | int) -> PlanarFlow:
-    """The density after the first k layers.
+_AnyDensity = TypeVar("_AnyDensity", bound=_Density)
 
-    The other layers become the identity, so that shapes do not depend on ``k``: it may be traced.
+
+def first_layers(flow: _AnyDensity, k: jax.Array | int) -> _AnyDensity:
+    """The density that noise has after the first k layers that it passes.
+
+    In the density direction (``PlanarDensity(..., inverted=True)``) noise passes the last layer first. The other layers
+    become the identity, so that shapes do not depend on ``k``: it may be traced.
     """
     u = flow.params.u
-    kept = jnp.expand_dims(jnp.arange(u.shape[-2]) < k, (*range(u.ndim - 2), -1))
-    return dataclasses.replace(flow, params=flow.params._replace(u=jnp.where(kept, u, 0.0)))
+    place = jnp.arange(u.shape[-2])
+    if getattr(flow, "inverted", False):
+        place = place[::-1]
+    kept = jnp.expand_dims(place < k, (*range(u.ndim - 2), -1))
+    params = flow.params._replace(u=jnp.where(kept, u, 0.0))
+    return dataclasses.replace(flow, params=params)  # type: ignore[type-var]  # subclasses are dataclasses
 
 
 def shown_layers(flow_length: int, most: int = 5) -> list[int]:

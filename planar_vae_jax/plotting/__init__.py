@@ -10,6 +10,7 @@ imports a function from its file:
 - ``images``: ``image_grid``, a grid of images; ``image_rows``, named rows of images with captions.
 - ``density``: ``density_fit``, a target, samples before and after the flow, and the flow's density;
   ``layer_densities``, the density after the first k layers.
+- ``pairs``: ``point_pairs``, points and samples in each pair of dimensions.
 - ``posteriors``: ``posterior_rows``, the true posterior of each image beside q after k layers; ``PosteriorPanels``,
   what it reads of each image.
 - ``latent``: ``aggregate_plane``, codes on a latent plane, by class, beside the prior; ``aggregate_histograms``,

@@ -15,14 +15,17 @@ from planar_vae_jax.statistics import with_error
 _TALLEST = 100.0  # inches, the greatest height of the bars of all classes
 
 
-def loss_curves(epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: str, ylabel: str) -> Figure:
-    """Draws losses against epochs, with the first value on the left and without it on the right (figures 5 and 6).
+def loss_curves(
+    epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: str, ylabel: str, xlabel: str = "epoch"
+) -> Figure:
+    """Draws losses against epochs or steps, with the first value on the left, without it on the right (figures 5, 6).
 
     Args:
-        epochs: ``[T]``, the epochs, whole or fractional, at which the losses were computed.
+        epochs: ``[T]``, the epochs, whole or fractional, or the steps at which the losses were computed.
         curves: name -> ``[T]`` losses, for example of training and of test images.
         title: above both panels.
         ylabel: what the losses are, with their unit.
+        xlabel: what ``epochs`` counts.
     """
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
     set_title(figure, title)
@@ -31,7 +34,7 @@ def loss_curves(epochs: np.ndarray, curves: Mapping[str, np.ndarray], *, title: 
         lines = [axes.plot(epochs[first:], y[first:], linewidth=1.5, marker=".")[0] for y in curves.values()]
         if len(epochs[first:]) == 1:
             axes.set_xlim(epochs[first] - 1, epochs[first] + 1)
-        axes.set(xlabel="epoch", ylabel=ylabel, title=f"{label} the first iteration")
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=f"{label} the first iteration")
         _whole_ticks(axes)
     names = [drawable(name) for name in curves]
     legend = figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)

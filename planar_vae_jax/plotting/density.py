@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from planar_vae_jax.plotting._layout import axes_at, set_title
 
 # Inches around a panel, for tick labels and axis labels, and at the top for the panel's title.
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.55, 0.35
+LEFT, RIGHT, BOTTOM, TOP = 0.8, 0.2, 0.55, 0.35
 
 
 def density_fit(
@@ -21,6 +21,7 @@ def density_fit(
     *,
     extent: float,
     title: str,
+    heading: str = "target density",
 ) -> Figure:
     """Draws the target, samples of the base, the same samples transformed, and the flow's density (figure 2).
 
@@ -28,19 +29,21 @@ def density_fit(
     direction from the mean of the base; its transformed sample has the same colour.
 
     Args:
-        target: ``[N, N]``, a normalised density on ``[-extent, extent]^2``; rows are z2, from bottom to top.
+        target: ``[N, N]``, a normalised density on ``[-extent, extent]^2``, or a histogram; rows are z2, from bottom to
+            top.
         base: ``[S, 2]``, samples of the base distribution.
         samples: ``[S, 2]``, ``base`` transformed by the flow.
-        density: ``[N, N]``, the flow's density on the same grid as ``target``.
+        density: ``[M, M]``, the flow's density on the same square.
         extent: half the side of the square that is shown.
         title: above all panels.
+        heading: of the panel of ``target``.
     """
     figure, panels = _panels(4, 3.0, title, right=0.9)
     top = float(np.max(target))
-    picture = _density(panels[0], target, extent, top, "target density")
+    picture = _density(panels[0], target, extent, top, heading)
     _density(panels[3], density, extent, top, "flow's density")
     clipped = "max" if np.max(density) > top else "neither"
-    scale = axes_at(figure, figure.get_figwidth() - 0.9, _BOTTOM, 0.12, 3.0)
+    scale = axes_at(figure, figure.get_figwidth() - 0.9, BOTTOM, 0.12, 3.0)
     bar = figure.colorbar(picture, cax=scale, extend=clipped)
     bar.set_label("density (both panels)")
     colours = _directions(base)
@@ -66,10 +69,10 @@ def layer_densities(densities: Mapping[int, np.ndarray], *, extent: float, title
 
 def _panels(count: int, side: float, title: str, right: float = 0.0) -> tuple[Figure, list[Axes]]:
     """Returns a figure with ``count`` square panels of ``side`` inches in a row, and ``right`` inches of free space."""
-    pitch = _LEFT + side + _RIGHT
-    figure = Figure(figsize=(count * pitch + right, _BOTTOM + side + _TOP), dpi=120)
+    pitch = LEFT + side + RIGHT
+    figure = Figure(figsize=(count * pitch + right, BOTTOM + side + TOP), dpi=120)
     set_title(figure, title)
-    return figure, [axes_at(figure, i * pitch + _LEFT, _BOTTOM, side, side) for i in range(count)]
+    return figure, [axes_at(figure, i * pitch + LEFT, BOTTOM, side, side) for i in range(count)]
 
 
 def _directions(points: np.ndarray) -> np.ndarray:
