@@ -2,16 +2,27 @@
 
 import contextlib
 import importlib
+import importlib.util
 import re
 import sys
 import tempfile
 from pathlib import Path
+from unittest import SkipTest
 
 import fast_compilation  # noqa: F401  before JAX is imported
 import pytest
 from sybil import Document, Sybil
 from sybil.example import NotEvaluated
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+# Libraries that a page is about; its blocks are skipped where one is missing.
+NEEDED = {
+    "guide.md": ["blackjax", "numpyro"],
+    "numpyro.md": ["numpyro"],
+    "flowjax.md": ["flowjax"],
+    "distrax.md": ["distrax"],
+    "others.md": ["blackjax", "distrax", "equinox"],
+}
 
 
 class Page(Document):
@@ -24,6 +35,9 @@ class Page(Document):
         self.push_evaluator(self.run_earlier)
 
     def run_earlier(self, example):
+        missing = [name for name in NEEDED.get(Path(self.path).name, ()) if importlib.util.find_spec(name) is None]
+        if missing:
+            raise SkipTest(f"needs {', '.join(missing)}, which the extra clients installs")
         self.run.add(example.start)
         for earlier in self.examples():
             if earlier.start < example.start and earlier.start not in self.run:
