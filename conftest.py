@@ -11,7 +11,21 @@ import fast_compilation  # noqa: F401  before JAX is imported
 import pytest
 from sybil import Document, Sybil
 from sybil.example import NotEvaluated
+from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+filter_traceback = SybilItem._traceback_filter
+
+
+def filter_or_keep(item, raised):
+    """Sybil's filter fails on the cause of an exception that was raised from another one, and would end pytest."""
+    try:
+        return filter_traceback(item, raised)
+    except IndexError:
+        return raised.traceback
+
+
+SybilItem._traceback_filter = filter_or_keep
 
 
 class Page(Document):
@@ -24,6 +38,8 @@ class Page(Document):
         self.push_evaluator(self.run_earlier)
 
     def run_earlier(self, example):
+        if "_stack" not in self.namespace:
+            begin(self.namespace)
         self.run.add(example.start)
         for earlier in self.examples():
             if earlier.start < example.start and earlier.start not in self.run:
@@ -106,13 +122,13 @@ def begin(namespace):
 
 
 def end(namespace):
-    namespace["_stack"].close()
+    if "_stack" in namespace:
+        namespace.pop("_stack").close()
 
 
 pytest_collect_file = Sybil(
     [PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     document_types={".md": Page},
-    setup=begin,
     teardown=end,
 ).pytest()
