@@ -100,12 +100,23 @@ def check_readme(namespace):
 
 CHECKED = {"README.md": check_readme}
 
+# The libraries of the extra "clients", without which these pages are skipped.
+NEEDED = {
+    "guide.md": ["numpyro", "blackjax"],
+    "numpyro.md": ["numpyro"],
+    "flowjax.md": ["flowjax"],
+    "distrax.md": ["distrax"],
+    "others.md": ["blackjax", "equinox", "tensorflow_probability"],
+}
+
 
 def begin(namespace):
     """JAX as users have it, where tests are stricter; an empty folder, on Python's path."""
     import jax
 
     page = Path(namespace["__file__"])
+    for library in NEEDED.get(page.name, []):
+        pytest.importorskip(library, reason=f"needs {library}: pip install '.[clients]'")
     namespace["_stack"] = stack = contextlib.ExitStack()
     stack.enter_context(jax.numpy_dtype_promotion("standard"))
     stack.enter_context(jax.numpy_rank_promotion("allow"))
@@ -119,7 +130,7 @@ def begin(namespace):
 
 
 def end(namespace):
-    with namespace["_stack"]:
+    with namespace.get("_stack", contextlib.nullcontext()):  # of a page that is not skipped
         CHECKED.get(Path(namespace["__file__"]).name, lambda namespace: None)(namespace)
 
 
