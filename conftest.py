@@ -13,6 +13,7 @@ import fast_compilation  # noqa: F401  before JAX is imported
 import pytest
 from sybil import Document, Sybil
 from sybil.example import NotEvaluated
+from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 # Libraries that a page is about; its blocks are skipped where one is missing.
@@ -23,6 +24,19 @@ NEEDED = {
     "distrax.md": ["distrax"],
     "others.md": ["blackjax", "distrax", "equinox"],
 }
+
+filter_traceback = SybilItem._traceback_filter
+
+
+def filter_or_keep(item, raised):
+    """Sybil's filter fails on the cause of an exception that was raised from another one, and would end pytest."""
+    try:
+        return filter_traceback(item, raised)
+    except IndexError:
+        return raised.traceback
+
+
+SybilItem._traceback_filter = filter_or_keep
 
 
 class Page(Document):
@@ -38,6 +52,8 @@ class Page(Document):
         missing = [name for name in NEEDED.get(Path(self.path).name, ()) if importlib.util.find_spec(name) is None]
         if missing:
             raise SkipTest(f"needs {', '.join(missing)}, which the extra clients installs")
+        if "_stack" not in self.namespace:
+            begin(self.namespace)
         self.run.add(example.start)
         for earlier in self.examples():
             if earlier.start < example.start and earlier.start not in self.run:
@@ -133,14 +149,14 @@ def begin(namespace):
 
 
 def end(namespace):
-    with namespace["_stack"]:
-        CHECKED.get(Path(namespace["__file__"]).name, lambda namespace: None)(namespace)
+    if "_stack" in namespace:
+        with namespace.pop("_stack"):
+            CHECKED.get(Path(namespace["__file__"]).name, lambda namespace: None)(namespace)
 
 
 pytest_collect_file = Sybil(
     [PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     document_types={".md": Page},
-    setup=begin,
     teardown=end,
 ).pytest()
