@@ -1,6 +1,7 @@
-"""The Colab notebook: stored clean, and executed from top to bottom with tiny settings."""
+"""The Colab notebook: stored with its outputs, and executed from top to bottom with tiny settings."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,19 @@ def with_settings(**values):
     return notebook
 
 
-def test_it_is_stored_clean():
+def test_it_is_stored_with_the_outputs_of_one_run_and_small():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert settings(notebook) is code_cells(notebook)[0]
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
+    assert sum(len(pictures(cell)) for cell in code_cells(notebook)) == PICTURES
     for cell in code_cells(notebook):
-        assert not cell.outputs
-        assert cell.execution_count is None
+        assert not any(output.output_type == "error" for output in cell.outputs)
+        assert not printed(cell, "stderr")
+        folders = re.findall(r"(?<![\w.~/])/\w+/\S*", printed(cell))  # of the machine that it ran on
+        assert not folders
+    assert NOTEBOOK.stat().st_size < 2**20
 
 
 @pytest.mark.slow
