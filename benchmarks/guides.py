@@ -13,7 +13,7 @@ decaying rate, prints two tables, and writes ``summary.json`` to ``runs/bench-gu
   ``AutoNormal`` is not a guide that ``NeuTraReparam`` takes.
 
 The models: ``banana``, x ~ N(0, 1), y ~ N(x^2, 0.2); ``noncentred`` and ``centred``, the two forms of the eight schools
-(Rubin 1981) with mu ~ N(0, 5) and tau ~ HalfCauchy(5); ``funnel``, y ~ N(0, 3), ten variables N(0, exp(y / 2)). Banana
+(Rubin 1981) with mu ~ N(0, 5) and tau ~ HalfCauchy(5); ``funnel``, y ~ N(0, 3), nine variables N(0, exp(y / 2)). Banana
 and funnel have no data, so that the negative ELBO is the KL divergence to the model.
 """
 
@@ -64,7 +64,7 @@ def centred() -> None:
 
 def funnel() -> None:
     y = numpyro.sample("y", dist.Normal(0.0, 3.0))
-    with numpyro.plate("variables", 10):
+    with numpyro.plate("variables", 9):
         numpyro.sample("x", dist.Normal(0.0, jnp.exp(0.5 * y)))
 
 
