@@ -21,8 +21,8 @@ Points are fitted by maximum likelihood: those of a file with floats [N, D], D a
     python -m experiments.density --target=points.npy
     python -m experiments.density --target=two_moons
 
-takes about a minute. The log-likelihood of held-out points should be -0.79 nats on two moons and -2.13 on eight
-Gaussians (standardised: -1.834 and -1.414), 0.012 and 0.004 below that of the density from which they are drawn.
+takes about a minute. The log-likelihood of held-out points should be -1.02 nats on two moons and -2.14 on eight
+Gaussians (standardised: -1.84 and -1.415), about 0.01 below that of the density from which they are drawn.
 
 The same command resumes a run that was stopped; ``--workdir=DIR --eval_only`` draws the figures of a run again.
 """
