@@ -1,11 +1,9 @@
 """Strict JAX for every test, both precisions on demand, and random flows."""
 
 import gc
-import importlib.util
 import os
 import shutil
 import socket
-import sys
 import tempfile
 
 import fast_compilation  # noqa: F401  before JAX is imported
@@ -47,23 +45,15 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_configure(config):
-    """What is compiled is kept in pytest's cache from one run of the suite to the next (--cache-clear)."""
-    kept = getattr(config, "cache", None)  # none with -p no:cacheprovider
-
-    def folder(name):
-        return str(kept.mkdir(name)) if kept else tempfile.mkdtemp(prefix=f"planar_vae_jax-{name}-")
-
-    # In the environment: for pytest's own workers and for experiments in processes of their own.
+    """Programs are compiled once: kept in pytest's cache from one run of the suite to the next (--cache-clear)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        kept = getattr(config, "cache", None)  # none with -p no:cacheprovider
         if kept and sum(file.stat().st_size for file in kept.mkdir("compiled").iterdir()) > 2**29:
             shutil.rmtree(kept.mkdir("compiled"))  # JAX's own limit looks at every file for each that it adds
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder("compiled")
+        directory = str(kept.mkdir("compiled")) if kept else tempfile.mkdtemp(prefix="planar_vae_jax-tests-")
+        # In the environment: for pytest's own workers and for experiments in processes of their own.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    if sys.dont_write_bytecode and not os.path.exists(importlib.util.cache_from_source(jax.__file__)):
-        # Containers often forbid Python to keep bytecode. Where no installer made it, each process that a test starts
-        # would compile every package that it imports, for seconds.
-        os.environ["PYTHONPYCACHEPREFIX"] = folder("bytecode")
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
