@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from planar_vae_jax.plotting._layout import axes_at, set_title
 from planar_vae_jax.plotting.density import BOTTOM, LEFT, RIGHT, TOP
 
-_SMALLEST, _WIDTH, _GAP = 1.3, 5.0, 0.12  # inches: of a panel, of all panels at least, and between panels
+_SMALLEST, _WIDTH, _GAP = 1.3, 5.0, 0.36  # inches: of a panel, of all panels at least, and between panels
 _OUTSIDE = 0.0005  # share of the points that may lie outside of a panel at either end of a dimension
 _COLOURS = ("black", "tab:blue")  # points, samples
 
@@ -27,13 +27,13 @@ def point_pairs(points: np.ndarray, samples: np.ndarray, *, dimensions: list[int
     count = len(dimensions)
     side = max(_SMALLEST, _WIDTH / count)
     pitch = side + _GAP
-    figure = Figure(figsize=(LEFT + count * pitch + RIGHT, BOTTOM + count * pitch + TOP / 2), dpi=120)
+    figure = Figure(figsize=(LEFT + count * pitch - _GAP + RIGHT, BOTTOM + count * pitch - _GAP + TOP / 2), dpi=120)
     set_title(figure, title, size=10)
     ranges = [_range(points[:, dimension]) for dimension in dimensions]
     for row, down in enumerate(dimensions):
         for column, across in enumerate(dimensions):
             axes = axes_at(figure, LEFT + column * pitch, BOTTOM + (count - 1 - row) * pitch, side, side)
-            axes.locator_params(nbins=3)
+            axes.locator_params(nbins=3, prune="both")
             axes.ticklabel_format(scilimits=(-3, 4))
             axes.tick_params(labelsize=7, labelbottom=row == count - 1, labelleft=column == 0)
             if row == column:

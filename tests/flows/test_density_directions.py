@@ -8,6 +8,7 @@ import scipy.stats
 from helpers import assert_trees_close, draw, grid, stack
 
 from planar_vae_jax import Planar, PlanarDensity, inverse_planar_flow, planar_flow
+from planar_vae_jax.flows import first_layers
 
 both_directions = pytest.mark.parametrize("inverted", [False, True], ids=["sampling", "density"])
 
@@ -85,6 +86,17 @@ def test_without_layers_it_is_a_normal(inverted, x64):
     x = np.random.default_rng(0).normal(size=(5, 3))
     expected = scipy.stats.multivariate_normal(density.loc, factor @ factor.T).logpdf(x)
     np.testing.assert_allclose(density.log_prob(x), expected, rtol=1e-12)
+
+
+@both_directions
+def test_the_first_layers_are_those_that_noise_passes_first(inverted, x64):
+    density = random_density(inverted=inverted)
+    kept = slice(3, 4) if inverted else slice(0, 1)
+    expected = PlanarDensity(
+        Planar(*(leaf[kept] for leaf in density.params)), density.loc, density.log_scale, inverted=inverted
+    )
+    noise = np.random.default_rng(0).normal(size=(6, 3))
+    assert_trees_close(first_layers(density, 1).transform(noise), expected.transform(noise), tolerance=1e-13)
 
 
 @both_directions

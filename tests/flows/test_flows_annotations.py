@@ -196,7 +196,7 @@ def test_log_densities():
 # --- Targets and names
 
 
-@pytest.mark.parametrize("name", flows.TARGETS)
+@pytest.mark.parametrize("name", [*flows.TARGETS, *flows.POINT_TARGETS])
 def test_targets(name):
     target = checked(flows.get_target)(name)
     annotation = hints(flows.Target)["log_density"]

@@ -6,10 +6,13 @@ import math
 import jax
 import numpy as np
 import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
 from helpers import grid
 
 from planar_vae_jax.flows import targets
-from planar_vae_jax.flows.targets import TARGETS
+from planar_vae_jax.flows.targets import POINT_TARGETS, TARGETS, draw_points
 
 U = ("U1", "U2", "U3", "U4")
 EXTENT = 4.0  # half the side of the square in which U1 to U4 are the paper's
@@ -113,7 +116,7 @@ def test_the_taper_begins_smoothly_and_falls_off(name):
     assert far - near == pytest.approx(-0.5 * (4.0 / TAPER) ** 2, abs=0.01)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [*TARGETS, *POINT_TARGETS])
 def test_a_batch_has_the_values_of_its_events(name):
     log_density = get_target(name).log_density
     z = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
@@ -122,7 +125,7 @@ def test_a_batch_has_the_values_of_its_events(name):
     np.testing.assert_allclose(batch, events, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [*TARGETS, *POINT_TARGETS])
 def test_values_and_gradients_are_finite_everywhere(name):
     points = np.array([[0.0, 0.0], [100.0, -100.0], [-1e4, 1e4], [2.0, 0.0], [EXTENT, EXTENT]], np.float32)
     value, gradient = map(np.asarray, gradients(name)(points))
@@ -139,6 +142,82 @@ def test_wide_modes_get_a_larger_picture():
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match="target must be one of mixture, U1, U2, U3, U4"):
         get_target(name)
+
+
+# --- Points
+
+
+def on_a_curve(curve, start, stop, std):
+    """The density of points that are spread evenly over ``curve(angle)``, with normal noise, by adaptive quadrature."""
+
+    def density(z):
+        def at(angle):
+            squares = np.sum((z - curve(angle)) ** 2) / std**2
+            return np.exp(-0.5 * squares) / (2 * np.pi * std**2) / (stop - start)
+
+        return scipy.integrate.quad(at, start, stop, limit=200)[0]
+
+    return density
+
+
+def two_moons(z):
+    upper = on_a_curve(lambda t: np.array([np.cos(t), np.sin(t)]), 0, np.pi, 0.1)
+    lower = on_a_curve(lambda t: np.array([1 - np.cos(t), 0.5 - np.sin(t)]), 0, np.pi, 0.1)
+    return 0.5 * (upper(z) + lower(z))
+
+
+def circles(z):
+    """A ring with normal noise, in closed form."""
+    radius, std = np.sqrt(np.sum(z**2)), 0.08
+    return 0.5 * sum(
+        np.exp(-0.5 * (radius - ring) ** 2 / std**2)
+        * scipy.special.ive(0, radius * ring / std**2)
+        / (2 * np.pi * std**2)
+        for ring in (1.0, 0.5)
+    )
+
+
+def eight_gaussians(z):
+    angles = np.pi / 8 * np.arange(1, 16, 2)
+    return np.mean([scipy.stats.multivariate_normal([2 * np.cos(a), 2 * np.sin(a)], 0.0625).pdf(z) for a in angles])
+
+
+@pytest.mark.parametrize("density", [two_moons, circles, eight_gaussians])
+def test_the_density_behind_points_is_that_of_their_definition(density):
+    points = draw_points(density.__name__, 60, seed=1)
+    # The ends of a moon are those of its outermost centres, which moves a little mass.
+    tolerance = 2e-3 if density is two_moons else 2e-5
+    np.testing.assert_allclose(
+        np.exp(evaluate(density.__name__, points)), [density(z) for z in points], rtol=tolerance, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", POINT_TARGETS)
+def test_points_have_the_mass_moments_and_entropy_of_their_density(name):
+    target = get_target(name)
+    assert target.log_z == 0.0
+    z, area = grid(-target.extent, target.extent, 301)
+    log_p = np.concatenate([evaluate(name, part) for part in np.array_split(z, -(-len(z) // POINTS))]).astype(
+        np.float64
+    )
+    mass = np.exp(log_p) * area
+    assert np.sum(mass) == pytest.approx(1.0, abs=1e-3)
+    points = draw_points(name, POINTS, seed=0)
+    error = 5 / math.sqrt(POINTS)
+    np.testing.assert_allclose(np.mean(points, 0), mass @ z, atol=error * np.max(np.std(points, 0)))
+    second = np.einsum("n,ni,nj->ij", mass, z, z)
+    np.testing.assert_allclose(points.T @ points / POINTS, second, atol=error * np.max(np.abs(second)))
+    drawn = evaluate(name, points)
+    assert np.mean(drawn) == pytest.approx(mass @ log_p, abs=error * np.std(drawn))
+
+
+def test_points_follow_from_their_seed():
+    points = draw_points("circles", 5, seed=7)
+    assert (points.shape, points.dtype) == ((5, 2), np.float64)
+    np.testing.assert_array_equal(points, draw_points("circles", 5, seed=7))
+    assert not np.any(points == draw_points("circles", 5, seed=8))
+    with pytest.raises(ValueError, match=r"name must be one of two_moons, circles, eight_gaussians; got 'U1'"):
+        draw_points("U1", 5, seed=0)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])

@@ -16,6 +16,7 @@ from planar_vae_jax.plotting.curves import class_losses, kl_curve, loss_curves
 from planar_vae_jax.plotting.density import density_fit, layer_densities
 from planar_vae_jax.plotting.images import image_grid, image_rows
 from planar_vae_jax.plotting.latent import aggregate_histograms, aggregate_plane
+from planar_vae_jax.plotting.pairs import point_pairs
 from planar_vae_jax.plotting.posteriors import _mass_levels, posterior_rows
 
 RNG = np.random.default_rng(0)
@@ -23,6 +24,7 @@ IMAGES = RNG.random((10, 28, 28))
 SIDE = np.linspace(-3, 3, 20)
 BELL = np.exp(-0.5 * (SIDE[:, None] ** 2 + SIDE**2)) / (2 * np.pi)
 POINTS = RNG.normal(size=(50, 2))
+MANY = RNG.normal(size=(50, 6))
 CURVES = {
     "train (mean over each epoch)": np.array([9.0, 3.0, 2.0]),
     "test (after each epoch)": np.array([8.0, 4.0, 1.0]),
@@ -74,6 +76,11 @@ FIGURES = {
     "a wide plane": lambda title: layer_densities({0: BELL}, extent=1e6, title=title),
     "a small plane": lambda title: density_fit(BELL, POINTS, POINTS, BELL, extent=1e-3, title=title),
     "two layers": lambda title: layer_densities({0: BELL, 1: BELL}, extent=12.5, title=title),
+    "pairs": lambda title: point_pairs(
+        MANY * [1e-6, 1, 1e6, 3e-3, 0.2, 1e4], MANY[:20] * 1.5, dimensions=list(range(6)), title=title
+    ),
+    "two pairs": lambda title: point_pairs(1e3 + POINTS, POINTS, dimensions=[0, 1], title=title),
+    "one dimension": lambda title: point_pairs(POINTS[:, :1], POINTS[:, :1], dimensions=[0], title=title),
     "posteriors": lambda title: posterior_rows(IMAGES[:2], [posterior(80)] * 2, title=title, names=["3", "8"]),
     "posteriors without a flow": lambda title: posterior_rows(IMAGES[:1, :9], [posterior(0)], title=title),
     "aggregate": lambda title: aggregate_plane(POINTS, np.arange(50) % 12, title=title),
@@ -231,6 +238,22 @@ def test_loss_curves_with_and_without_the_first_value():
             np.testing.assert_array_equal(line.get_xdata(), np.arange(3)[first:])
     names = [artist.get_text() for artist in FIGURES["losses"]("title").legends[0].get_texts()]
     assert names == list(CURVES)
+
+
+def test_points_lie_below_the_diagonal_and_samples_above_it():
+    figure = point_pairs(MANY, 2 * MANY[:20], dimensions=[0, 2, 5], title="")
+    for number, axes in enumerate(figure.axes):
+        row, column = divmod(number, 3)
+        across, down = ((0, 2, 5)[place] for place in (column, row))
+        if row != column:
+            (drawn,) = (collection.get_offsets() for collection in axes.collections)
+            np.testing.assert_array_equal(drawn, (MANY if row > column else 2 * MANY[:20])[:, [across, down]])
+        else:
+            for patch, values in zip(axes.patches, (MANY, MANY[:20] * 2), strict=True):
+                x, share = np.transpose(patch.get_xy())
+                edges = np.unique(x)
+                counts = np.histogram(values[:, across], edges)[0]
+                assert np.max(share) == pytest.approx(np.max(counts) / len(values))
 
 
 def test_bars_have_standard_errors():
