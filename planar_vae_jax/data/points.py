@@ -99,6 +99,7 @@ def read_points(path: str | os.PathLike[str]) -> Points:
     fits = points.ndim == 2 and len(points) >= _FEWEST and 1 <= points.shape[1] <= MOST_DIMENSIONS
     if not fits or not np.issubdtype(points.dtype, np.floating):
         raise DataError(f"{wanted}, got {shown(points)}")
+    points = points.astype(np.float64)
     bad = np.argwhere(~(np.abs(points) < _GREATEST))  # NaN too
     if len(bad):
         row, column = bad[0].tolist()
