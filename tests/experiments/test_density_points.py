@@ -190,5 +190,5 @@ def test_other_points_under_the_same_name_are_another_run(plain, file, tmp_path)
     config = json.loads((plain / "config.json").read_text())
     config["flags"]["target"] = str(tmp_path / "bent.npy")
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="holds another run .*other data: bent from"):
+    with pytest.raises(UsageError, match=r"holds another run .*other data: bent from"):
         run(tmp_path / "bent.npy", tmp_path / "run")
