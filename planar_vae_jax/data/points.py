@@ -100,6 +100,8 @@ def read_points(path: str | os.PathLike[str]) -> Points:
     if not fits or not np.issubdtype(points.dtype, np.floating):
         raise DataError(f"{wanted}, got {shown(points)}")
     points = points.astype(np.float64)
+    with np.errstate(over="ignore"):  # of long doubles
+        points = points.astype(np.float64)
     bad = np.argwhere(~(np.abs(points) < _GREATEST))  # NaN too
     if len(bad):
         row, column = bad[0].tolist()
